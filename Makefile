@@ -1,0 +1,89 @@
+# Every target makes the virtual environment it needs; a machine needs only Python >= 3.11, make and gcc.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 3
+
+.PHONY: demo test check run lint types unit e2e soak fuzz bandit imports protos lock dist clean bench bench-full
+
+demo: $(VENV)/.installed
+	$(BIN)/extproc demo
+
+test: check e2e
+
+# All but the tests that need Envoy: under a minute.
+check: lint types imports unit
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -n 2 -m "not e2e and not soak"
+
+# One file stays on one process, so that its gateways are shared; each process has its own ports.
+e2e: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "e2e and not soak"
+
+# So many requests through a random mix of all faults; the same SEED gives the same mix.
+N ?= 200000
+SEED ?= 1
+soak: $(VENV)/.installed
+	SOAK_REQUESTS=$(N) SOAK_SEED=$(SEED) $(BIN)/python -m pytest -q -s -m soak tests/soak
+
+# A million hostile inputs over every reader of bytes from outside; minutes, not seconds.
+FUZZ_EXAMPLES ?= 170000
+fuzz: $(VENV)/.installed
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -n $(WORKERS) tests/property/test_hostile_input.py
+
+# Known insecure patterns; what is excepted stands in pyproject.toml with its reason.
+bandit: $(VENV)/.installed
+	$(BIN)/bandit -q -c pyproject.toml -r extproc configctl
+
+# The whole local gateway; CONFIG=your.yaml for your own providers.
+CONFIG ?= examples/gateway.yaml
+run: $(VENV)/.installed
+	$(BIN)/extproc up --config $(CONFIG)
+
+# Plain Envoy and the gateway in turns, about a minute; wrk is used when it is installed.
+# BENCH="--other name=http://127.0.0.1:4000" measures another gateway beside them.
+BENCH ?=
+bench: $(VENV)/.installed
+	$(BIN)/python -m tests.bench $(BENCH)
+
+# Every size and more rounds, into docs/performance.md; for a machine that does nothing else.
+bench-full: $(VENV)/.installed
+	$(BIN)/python -m tests.bench --full --docs docs/performance.md $(BENCH)
+
+protos: $(VENV)/.installed
+	$(BIN)/python protos/generate.py
+
+# dist/: source distribution, the wheel built from it, what it runs with (CycloneDX), and the digests by which a download
+# is verified: cd dist && sha256sum --check SHA256SUMS. The version is extproc.__version__.
+dist: $(VENV)/.installed
+	rm -rf dist build
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('dist')"
+	$(BIN)/python -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w dist dist/*.tar.gz
+	$(BIN)/python .ci/sbom.py requirements.lock > dist/sbom.cdx.json
+	cd dist && sha256sum *.tar.gz *.whl *.json > SHA256SUMS && cat SHA256SUMS
+
+# Renew the locked environment after a change of dependencies.
+lock: $(VENV)/.installed
+	$(BIN)/pip install -q pip-tools
+	$(BIN)/pip-compile -q --extra dev --extra postgres --generate-hashes --allow-unsafe --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock pyproject.toml
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) .gateway build dist *.egg-info

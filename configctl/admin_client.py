@@ -1,0 +1,146 @@
+"""Asks a running gateway through the admin API on the Unix socket of its data directory.
+
+Owns the connection and the sentences for a gateway that is not there or does not answer. Returns the API's own
+messages; their JSON is `live_shapes.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import orjson
+
+from configctl.commands import Refusal
+from extproc.config.snapshot import TargetKey
+from extproc.core.health import View
+from extproc.core.health_state import State
+from extproc.data_dir import DataDir
+from extproc.wire.pb import admin_pb2 as pb
+
+SERVICE = "gateway.v1.Admin"
+TIMEOUT_S = 10.0
+DEFAULT_DATA_DIR = "./.gateway"
+
+
+class AdminError(Refusal):
+    """The gateway cannot be asked, or refused; the message is a whole sentence."""
+
+
+class AdminClient:
+    """One connection to a gateway; a context manager."""
+
+    def __init__(self, data_dir: str | None) -> None:
+        self._data_dir = Path(data_dir or DEFAULT_DATA_DIR)
+        self._socket = DataDir(self._data_dir).admin_socket
+        if not self._socket.exists():
+            raise AdminError(self._nobody_there)
+        self._channel = grpc.insecure_channel(f"unix:{self._socket}")
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def status(self) -> pb.StatusReply:
+        """Return what the instance runs."""
+        reply: pb.StatusReply = self._ask("Status", pb.StatusRequest(), pb.StatusReply)
+        return reply
+
+    def health(self) -> list[pb.HealthRow]:
+        """Return every provider account and target."""
+        return list(self._ask("ListHealth", pb.ListHealthRequest(), pb.ListHealthReply).rows)
+
+    def set_health(self, request: pb.SetHealthRequest) -> pb.HealthRow:
+        """Carry out an order and return the subject's new row."""
+        reply: pb.HealthRow = self._ask("SetHealth", request, pb.HealthRow)
+        return reply
+
+    def requests(self, request: pb.ListRequestsRequest) -> Iterator[pb.RequestRow]:
+        """Yield past requests and, with `follow`, new ones for ever."""
+        call = self._channel.unary_stream(
+            f"/{SERVICE}/ListRequests",
+            request_serializer=pb.ListRequestsRequest.SerializeToString,
+            response_deserializer=pb.RequestRow.FromString,
+        )
+        with self._faults():
+            yield from call(request, timeout=None if request.follow else TIMEOUT_S)
+
+    def explain(self, request_id: str) -> dict[str, Any]:
+        """Return one request's story, in the form of `explain --json`."""
+        reply = self._ask("Explain", pb.ExplainRequest(request_id=request_id), pb.ExplainReply)
+        story: dict[str, Any] = orjson.loads(reply.json)
+        return story
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the active config, masked."""
+        reply = self._ask("GetSnapshot", pb.GetSnapshotRequest(), pb.GetSnapshotReply)
+        snapshot: dict[str, Any] = orjson.loads(reply.json)
+        return snapshot
+
+    def _ask(self, method: str, request: Any, reply: Any) -> Any:
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        with self._faults():
+            return call(request, timeout=TIMEOUT_S)
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise AdminError(self._sentence(error)) from None
+
+    @property
+    def _nobody_there(self) -> str:
+        return (
+            f"No gateway runs on the data directory {self._data_dir}: start one with `extproc up`, "
+            "or name another directory with --data-dir."
+        )
+
+    def _sentence(self, error: Any) -> str:
+        code = error.code()
+        if code is grpc.StatusCode.UNAVAILABLE:
+            return self._nobody_there
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return f"The gateway on {self._data_dir} did not answer within {TIMEOUT_S:g} s."
+        if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
+            return str(error.details())
+        return f"The gateway on {self._data_dir} could not answer ({code.name})."
+
+
+def current_health(data_dir: str | None) -> Callable[[TargetKey], View] | None:
+    """Return how a running gateway sees each target, for `preview`; None when none runs."""
+    try:
+        with AdminClient(data_dir) as client:
+            rows = client.health()
+    except AdminError:
+        return None
+    views = {row.subject: _view(row) for row in rows}
+
+    def view(key: TargetKey) -> View:
+        return _of(views, str(key)).within(_of(views, key.provider))
+
+    return view
+
+
+def _of(views: Mapping[str, View], subject: str) -> View:
+    return views.get(subject, View.healthy())
+
+
+def _view(row: pb.HealthRow) -> View:
+    return View(
+        State(row.state),
+        row.eligible,
+        row.share,
+        probe=row.state == State.PROBING and row.eligible,
+        until=row.until if row.HasField("until") else None,
+        reason=row.reason or None,
+    )

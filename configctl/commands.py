@@ -1,0 +1,158 @@
+"""What the verbs that only look do, one typed function per verb; `changes.py` has those that change something.
+
+Leaves argv and printing to `cli.py`. Every function takes an open store and may raise StoreError, ConfigErrors or
+Refusal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from configctl.diff import Change, diff_contents
+from configctl.history import Broken
+from configctl.preview import Health, Preview, preview_snapshot
+from configctl.records import AuditEntry, Instance, Version
+from configctl.store import Store
+from extproc.config.compile import canonical_json, compile_snapshot
+from extproc.config.errors import ConfigError, ConfigErrors
+from extproc.config.load import load_config, parse_config_file
+from extproc.config.snapshot import Snapshot
+
+STDIN = "-"
+_STDIN_NAME = "stdin"
+_TOKEN_BYTES = 32
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
+    """The verb cannot do what it was asked; the message is a whole sentence, the exit code is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A config that the service's own loader and compiler accept."""
+
+    source: str
+    content: bytes
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The wanted version and every instance heard of within a day."""
+
+    active: Version | None
+    instances: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What `audit verify` found; `broken` is empty for a whole history."""
+
+    entries: int
+    versions: int
+    head: str | None
+    """The last entry's hash: written down elsewhere, it proves the whole history up to here."""
+    broken: tuple[Broken, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """A fresh client token and the digest the config holds; the token itself is kept nowhere."""
+
+    token: str
+    token_sha256: str
+
+
+def validate(source: str, *, version: int = 1) -> Checked:
+    """Load and compile a file, or stdin for `-`; ConfigErrors holds everything that is wrong."""
+    if source == STDIN:
+        try:
+            config = load_config(sys.stdin.buffer.read().decode("utf-8-sig"), _STDIN_NAME)
+        except UnicodeDecodeError:
+            raise ConfigErrors([ConfigError("", _STDIN_NAME, "is not UTF-8 text; send it as UTF-8")]) from None
+    else:
+        config = parse_config_file(Path(source))
+    return Checked(source, canonical_json(config), compile_snapshot(config, version))
+
+
+def compile_version(version: Version) -> Snapshot:
+    """Compile a stored version with the compiler of today; ConfigErrors when that refuses it."""
+    config = load_config(version.content.decode(), f"version {version.number}")
+    return compile_snapshot(config, version.number)
+
+
+def diff(store: Store, first: str | None, second: str | None) -> tuple[Change, ...]:
+    """Compare two sides; one side is compared with the active version, none shows the active version's own change."""
+    if first is None:
+        active = store.active()
+        parent = store.version(active.parent) if active is not None and active.parent is not None else None
+        return diff_contents(_content(parent), _content(active))
+    if second is None:
+        return diff_contents(_content(store.active()), _side(store, first))
+    return diff_contents(_side(store, first), _side(store, second))
+
+
+def preview(store: Store, source: str, health: Health | None = None) -> Preview:
+    """Say what publishing a file would bring about."""
+    active = store.active()
+    checked = validate(source, version=active.number + 1 if active else 1)
+    return preview_snapshot(compile_version(active) if active else None, checked.snapshot, health)
+
+
+def show(store: Store, number: int) -> Version:
+    """Return one version."""
+    version = store.version(number)
+    if version is None:
+        raise Refusal(f"There is no version {number}: see `configctl history`.")
+    return version
+
+
+def current(store: Store) -> Version:
+    """Return the active version."""
+    version = store.active()
+    if version is None:
+        raise Refusal("No version is published yet: publish one with `configctl publish FILE -m MESSAGE`.")
+    return version
+
+
+def status(store: Store, now: float) -> Status:
+    """Return what is wanted and what every instance makes of it."""
+    return Status(store.active(), store.instances(now))
+
+
+def audit(store: Store, limit: int) -> tuple[AuditEntry, ...]:
+    """Return the newest audit entries, newest first."""
+    return store.audit_entries(limit)
+
+
+def verify_audit(store: Store) -> Verified:
+    """Recompute the chain and every version's digest."""
+    broken = store.verify()
+    entries = store.audit_entries()
+    return Verified(len(entries), len(store.versions()), entries[0].hash if entries else None, broken)
+
+
+def new_key() -> ClientKey:
+    """Return a fresh client token with its digest."""
+    token = f"gw-{secrets.token_urlsafe(_TOKEN_BYTES)}"
+    return ClientKey(token, hash_key(token))
+
+
+def hash_key(token: str) -> str:
+    """Return what the config holds in a token's place."""
+    return hashlib.sha256(token.strip().encode()).hexdigest()
+
+
+def _side(store: Store, text: str) -> bytes:
+    """Return the content of a version number, a file or stdin."""
+    if text.isascii() and text.isdecimal():
+        return show(store, int(text)).content
+    return validate(text).content
+
+
+def _content(version: Version | None) -> bytes | None:
+    return version.content if version is not None else None

@@ -1,0 +1,171 @@
+"""The options that verbs share, and how a verb's faults become sentences and exit codes.
+
+Owns the order of precedence (flag after the verb, flag before it, environment, default) and the mapping of StoreError,
+ConfigErrors and Refusal. Durations are read as in the config file.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from configctl import shapes
+from configctl.commands import Refusal
+from configctl.engine import parse_store_url, sqlite_path
+from configctl.render import Screen
+from configctl.store import Store, StoreError
+from extproc.config.errors import ConfigErrors
+from extproc.config.units import parse_duration
+from extproc.data_dir import DataDir
+
+DEFAULT_DATA_DIR = "./.gateway"
+DEFAULT_TIMEOUT = "30s"
+_MAX_TEXT_CHARS = 2000
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class Verbs(click.Group):
+    """A group whose verbs are listed in the order they were written, not by the alphabet."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        """Return the verbs in their order."""
+        return list(self.commands)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the store is, as far as flags say so."""
+
+    data_dir: str | None = None
+    store: str | None = None
+
+    def under(self, outer: Place) -> Place:
+        """Return this place with what it leaves open taken from the flags before the verb."""
+        return Place(self.data_dir or outer.data_dir, self.store or outer.store)
+
+    @property
+    def url(self) -> str:
+        """The store's URL."""
+        if self.store:
+            return self.store
+        return f"sqlite:///{DataDir(Path(self.data_dir or DEFAULT_DATA_DIR)).store_db}"
+
+
+def open_store(place: Place, *, create: bool = False) -> Store:
+    """Open the store; one that is not there yet is created for a change, and empty for a look."""
+    path = sqlite_path(parse_store_url(place.url))
+    if path is None or create or path.exists():
+        return Store.open(place.url)
+    Screen().say(f"There is no store at {path} yet.")
+    return Store.open("sqlite://")
+
+
+def verb(group: click.Group, *examples: str) -> Callable[[Callable[..., int]], click.Command]:
+    """Make a function that returns an exit code a verb of `group`, with examples in its help."""
+
+    def register(function: Callable[..., int]) -> click.Command:
+        @functools.wraps(function)
+        def run(*args: Any, **options: Any) -> None:
+            context = click.get_current_context()
+            if "data_dir" in options:
+                inner = Place(options.pop("data_dir"), options.pop("store"))
+                outer = context.find_object(Place) or Place()
+                options["place"] = inner.under(outer)
+            context.exit(_answered(function, args, options))
+
+        lines = "\n".join(f"  {example}" for example in examples)
+        title = "Examples" if len(examples) > 1 else "Example"
+        return group.command(function.__name__, epilog=f"\b\n{title}:\n{lines}")(run)
+
+    return register
+
+
+def place_options(*, from_environment: bool = False) -> Callable[[_Command], _Command]:
+    """Add --data-dir and --store; only those before the verb read the environment, so that flags come first."""
+    store = "sqlite:///PATH or postgresql+psycopg://... [env: GATEWAY_STORE; default: DATA_DIR/store.db]"
+    data_dir = f"The gateway's data directory [env: GATEWAY_DATA_DIR; default: {DEFAULT_DATA_DIR}]"
+
+    def add(command: _Command) -> _Command:
+        envvar = "GATEWAY_STORE" if from_environment else None
+        command = click.option("--store", envvar=envvar, metavar="URL", help=store)(command)
+        envvar = "GATEWAY_DATA_DIR" if from_environment else None
+        return click.option("--data-dir", envvar=envvar, metavar="DIR", help=data_dir)(command)
+
+    return add
+
+
+def json_option(command: _Command) -> _Command:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def author_option(command: _Command) -> _Command:
+    """Add --author."""
+    text = "Who acts [env: GATEWAY_AUTHOR; default: the login name]"
+    return click.option("--author", envvar="GATEWAY_AUTHOR", metavar="NAME", help=text)(command)
+
+
+def wait_options(command: _Command) -> _Command:
+    """Add what publish and rollback have in common."""
+    options = (
+        click.option("-m", "--message", required=True, metavar="MSG", help="Why; kept with the version."),
+        click.option("--expect", type=click.IntRange(min=0), metavar="N", help="Only if N is active (0: none is)."),
+        click.option("-y", "--yes", is_flag=True, help="Do not ask."),
+        click.option(
+            "--timeout",
+            type=_Duration(),
+            default=DEFAULT_TIMEOUT,
+            show_default=True,
+            help="How long to wait for the gateways.",
+        ),
+        click.option("--no-wait", is_flag=True, help="Do not wait for the gateways."),
+        click.option("--keep", is_flag=True, help="Do not go back when a gateway refuses the version."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_text(text: str, name: str) -> str:
+    """Return an author or message that can be stored and printed; raises a usage error."""
+    text = text.strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("is not valid UTF-8 text", param_hint=f"--{name}") from None
+    if not text or len(text) > _MAX_TEXT_CHARS:
+        raise click.BadParameter(f"must be 1 to {_MAX_TEXT_CHARS} characters", param_hint=f"--{name}")
+    if any(not char.isprintable() and char not in "\n\t" for char in text):
+        raise click.BadParameter("must not hold control characters", param_hint=f"--{name}")
+    return text
+
+
+class _Duration(click.ParamType[float]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _answered(function: Callable[..., int], args: tuple[Any, ...], options: dict[str, Any]) -> int:
+    """Run a verb; what it cannot do becomes a sentence on stderr and exit code 1."""
+    screen = Screen()
+    try:
+        return function(*args, **options)
+    except ConfigErrors as errors:
+        if options.get("as_json"):
+            screen.json(shapes.of_invalid(errors))
+        screen.say(str(errors))
+    except (StoreError, Refusal) as error:
+        screen.say(str(error))
+    return 1

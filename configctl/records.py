@@ -1,0 +1,134 @@
+"""What the store holds and what its acts answer, as frozen values.
+
+Owns the types and the canonical JSON they are written and hashed in. How one follows another is `history.py`'s, where
+they are kept is `store.py`'s. Times are epoch seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+Kind: TypeAlias = Literal["publish", "rollback"]
+Outcome: TypeAlias = Literal["pending", "applied", "failed"]
+Act: TypeAlias = Literal["publish", "rollback", "return", "applied", "failed"]
+"""What an audit entry tells: the operator's two acts, the way back after a refusal, and the gateways' two verdicts."""
+
+LIVE_WITHIN_S = 10.0
+"""An instance is live while its last heartbeat is younger than this."""
+EMPTY = 0
+"""The number to expect where no version is active yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One published version; nothing of it but its outcome ever changes."""
+
+    number: int
+    parent: int | None
+    """The version that was active when this one was published."""
+    digest: str
+    content: bytes
+    """The canonical JSON, itself a config file."""
+    author: str
+    message: str
+    created_at: float
+    kind: Kind
+    rollback_of: int | None
+    """For a rollback: the old version whose content this one has."""
+    outcome: Outcome = "pending"
+    outcome_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One link of the audit chain; `hash` covers every other field."""
+
+    seq: int
+    at: float
+    actor: str
+    act: str
+    version: int | None
+    detail: str
+    """Canonical JSON, kept as text so that the hash covers every byte of it."""
+    refused: int
+    """1 for an act that was refused, else 0."""
+    prev_hash: str
+    hash: str
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """The detail as a mapping; ValueError when somebody broke it."""
+        value = orjson.loads(self.detail)
+        if not isinstance(value, dict):
+            raise ValueError("is not a JSON object")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One gateway as it last reported itself.
+
+    `error` is set when, and only when, the instance refused the version it `wanted`; `applied` is what it serves.
+    """
+
+    id: str
+    hostname: str
+    pid: int
+    wanted: int | None
+    applied: int | None
+    since: float
+    """When `applied` became what it is."""
+    heartbeat_at: float
+    error: str | None
+    missing_keys: tuple[str, ...]
+    """Key references that lead nowhere, such as `openai (env OPENAI_API_KEY)`."""
+
+    def is_live(self, now: float) -> bool:
+        """Tell whether the last heartbeat is young enough to wait for this instance."""
+        return now - self.heartbeat_at < LIVE_WITHIN_S
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A new version is active."""
+
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class NothingToPublish:
+    """The content is the active version's."""
+
+    active: Version
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """The active version is not the expected one; `active` is None where there is none."""
+
+    expected: int
+    active: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The wanted version went back from `number` to `to`; None where there is nothing to go back to."""
+
+    number: int
+    to: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class NoSuchVersion:
+    """There is no version to go back to; `number` is what was asked for, None for "the one before"."""
+
+    number: int | None
+
+
+def canonical(value: object) -> bytes:
+    """Write plain data as compact JSON with sorted keys."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

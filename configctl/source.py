@@ -1,0 +1,157 @@
+"""The config store as a gateway instance sees it; implements `extproc.versions.VersionSource`.
+
+Owns the translation of the store's faults to OSError and the identity of the instance; everything else is the store's.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configctl.records import EMPTY, Published, Version
+from extproc.config.compile import canonical_json, compile_snapshot, digest
+from extproc.config.load import load_config, parse_config_file
+from extproc.config.model import GatewayConfig
+from extproc.config.snapshot import Snapshot
+from extproc.settings import StartError
+from extproc.versions import Report, Wanted, read_last_good
+
+if TYPE_CHECKING:
+    from configctl.store import Store
+
+
+class StoreSource:
+    """One instance's view of a store; `instance` names it in `configctl status`.
+
+    The store is opened when it is first needed, so that a gateway starts without it.
+    """
+
+    def __init__(self, url: str, instance: str) -> None:
+        self._url = url
+        self._instance = instance
+        self._store: Store | None = None
+        self._last: Wanted | None = None
+
+    def wanted(self) -> Wanted | None:
+        """Return the version that every instance should run."""
+        with self._open() as store:
+            number = store.active_number()
+            if number is None:
+                return None
+            if self._last is None or self._last.number != number:
+                version = store.version(number)
+                if version is None:
+                    return None
+                self._last = Wanted(version.number, version.digest, version.content.decode())
+            return self._last
+
+    def report(self, report: Report) -> None:
+        """Record a heartbeat."""
+        refused = report.error if report.refused is not None and report.refused == report.wanted else None
+        with self._open() as store:
+            store.report(
+                self._instance,
+                hostname=socket.gethostname(),
+                pid=os.getpid(),
+                wanted=report.wanted,
+                applied=report.applied,
+                error=refused,
+                missing_keys=report.missing_keys,
+                now=time.time(),
+            )
+
+    def applied(self, number: int) -> None:
+        """Record that this instance runs a version."""
+        with self._open() as store:
+            store.mark_outcome(number, "applied", None, actor=self._instance, now=time.time())
+
+    def refused(self, number: int, reason: str) -> None:
+        """Record that this instance refused a version."""
+        with self._open() as store:
+            store.mark_outcome(number, "failed", reason, actor=self._instance, now=time.time())
+
+    def leave(self) -> None:
+        """Take this instance off the list: it stops in good order."""
+        with suppress(OSError), self._open() as store:
+            store.leave(self._instance)
+
+    @contextmanager
+    def _open(self) -> Iterator[Store]:
+        # Here and not above: a gateway that restarts under traffic serves first and opens its store then.
+        from configctl.store import Store, StoreError
+
+        try:
+            if self._store is None:
+                _refuse_missing(self._url)
+                self._store = Store.open(self._url)
+            yield self._store
+        except StoreError as error:
+            raise OSError(str(error)) from None
+
+
+def prepare(url: str, config: Path | None, last_good: Path, author: str) -> tuple[Snapshot, str | None]:
+    """Return what an instance is about to run, and a note for the operator.
+
+    A config file goes into an empty store as version 1; one that differs from the active version is only reported.
+    Without the store it is the last good version. Raises ConfigErrors for a file that does not compile, StartError
+    when there is nothing to run.
+    """
+    from configctl.store import Store, StoreError
+
+    saved = read_last_good(last_good)
+    parsed = parse_config_file(config) if config else None
+    if parsed:
+        compile_snapshot(parsed, 1)
+    try:
+        if saved is not None:
+            _refuse_missing(
+                url, f", though a gateway ran here before: bring it back, or remove {last_good} to begin anew"
+            )
+        with Store.open(url) as store:
+            active = store.active()
+            if active is None and parsed and config:
+                active = _publish_first(store, parsed, f"first version, from {config.name}", author)
+    except StoreError as error:
+        if saved is None:
+            raise StartError(f"{error} There is no version from an earlier run to start with either.") from None
+        snapshot = compile_snapshot(load_config(saved.content, f"version {saved.number}"), saved.number)
+        return snapshot, f"{error} Starting with version {saved.number}, the last that ran here."
+    if active is None:
+        raise StartError("There is no config to serve: name a file with --config, or publish one with configctl.")
+    snapshot = compile_snapshot(load_config(active.content.decode(), f"version {active.number}"), active.number)
+    if parsed and config and active.digest != digest(parsed):
+        return snapshot, (
+            f"{config} differs from the active version {active.number} and is not applied: "
+            f"`configctl diff {config}` shows how, `configctl publish {config} -m MESSAGE` makes it active."
+        )
+    return snapshot, None
+
+
+def _refuse_missing(url: str, advice: str = "") -> None:
+    """Raise StoreError for a SQLite file that is not there: a new one would be empty, and so undo what it held."""
+    from configctl.engine import StoreError, parse_store_url, sqlite_path
+
+    path = sqlite_path(parse_store_url(url))
+    if path is not None and not path.exists():
+        raise StoreError(f"The store {path} is not there{advice}.")
+
+
+def _publish_first(store: Store, parsed: GatewayConfig, message: str, author: str) -> Version | None:
+    content, own = canonical_json(parsed), digest(parsed)
+    done = store.publish(content, own, author=author, message=message, expect=EMPTY, now=time.time())
+    # Another instance of the fleet may have been first.
+    return done.version if isinstance(done, Published) else store.active()
+
+
+def login_name() -> str:
+    """Return who runs this process, for the audit."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

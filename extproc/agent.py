@@ -1,0 +1,327 @@
+"""Follows the config store: compile, validate, add beside the old, wait for Envoy's word, swap, report, retire.
+
+Owns which versions are live on this instance and when one may be forgotten. Invariants: the last good version stays
+live until the next one is accepted by Envoy whole; a refused version changes nothing and is told with its reason;
+one apply at a time; a store that cannot be reached costs nothing but news.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+from extproc.config.compile import compile_snapshot
+from extproc.config.errors import ConfigErrors
+from extproc.config.load import load_config
+from extproc.config.snapshot import Snapshot
+from extproc.core.gateway import Active, Gateway
+from extproc.envoy_config.files import write_json
+from extproc.envoy_config.render import Rendered
+from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
+from extproc.versions import Report, VersionSource, Wanted, read_last_good
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+BOOT_POLL_S = 0.05
+HEARTBEAT_S = 2.0
+KEYS_S = 1.0
+SETTLE_S = 0.05
+"""Envoy's workers learn of a change a moment after its main thread reports it."""
+UPLOAD_LIMIT_S = 300.0
+"""The listener's request_timeout: as long may a body of a request pinned to an old version be under way."""
+
+Renderer = Callable[[Snapshot], Rendered]
+Clock = Callable[[], float]
+
+
+class Observer(Protocol):
+    """What the agent tells of itself as it happens."""
+
+    def wanted(self, number: int) -> None:
+        """Take note of the version the store wants."""
+        ...
+
+    def applied(self, snapshot: Snapshot) -> None:
+        """Take note that a version is active here."""
+        ...
+
+    def refused(self, number: int) -> None:
+        """Take note that a version was refused."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A version whose clusters Envoy has; `until` is when no request can need it any more, None for the active one."""
+
+    snapshot: Snapshot
+    rendered: Rendered
+    until: float | None = None
+
+
+class Agent:
+    """Keeps one instance on the version that the store wants."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        files: EnvoyFiles,
+        source: VersionSource,
+        render: Renderer,
+        last_good: Path,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        self._gateway = gateway
+        self._files = files
+        self._source = source
+        self._render = render
+        self._last_good = last_good
+        self._clock = clock
+        self._observer = observer
+        self._live: list[Live] = []
+        self._wanted: int | None = None
+        self._refused: tuple[int, str] | None = None
+        self._store_error: str | None = None
+        self._untold: list[Callable[[], None]] = []
+        self._key_digests: dict[str, str] = {}
+        self._missing: frozenset[str] = frozenset()
+        self._heartbeat_at = 0.0
+        self._keys_at = 0.0
+
+    @property
+    def report(self) -> Report:
+        """What this instance says of itself now."""
+        refused, reason = self._refused or (None, None)
+        applied = self._live[-1].snapshot.version if self._live and self._gateway.accepted else None
+        error = reason or self._store_error
+        return Report(self._wanted, applied, refused, error, tuple(map(self._reference, sorted(self._missing))))
+
+    @property
+    def store_answers(self) -> bool:
+        """Whether the store could be reached when it was last needed."""
+        return self._store_error is None
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    async def boot(self) -> bool:
+        """Write the first version for an Envoy that is about to start; False when there is none to run.
+
+        The wanted version, or the last good one when the store is gone or the wanted one is refused. After a crash,
+        with Envoy still serving, it is the last good one at once: news can wait, requests cannot.
+        """
+        last_good = read_last_good(self._last_good)
+        if last_good is not None and await self._files.envoy_serves() and await self._boot_from(last_good, known=True):
+            return True
+        wanted = await self._ask()
+        if wanted is not None:
+            known = last_good is not None and (last_good.number, last_good.digest) == (wanted.number, wanted.digest)
+            if await self._boot_from(wanted, known=known):
+                return True
+        if last_good is None or last_good == wanted:
+            return False
+        log.warning("starting with the last good version %d", last_good.number)
+        return await self._boot_from(last_good, known=False)
+
+    async def _boot_from(self, candidate: Wanted, *, known: bool) -> bool:
+        """Write a version's files; `known` says that Envoy has run it before, so it need not be asked again."""
+        try:
+            snapshot = _compile(candidate)
+            rendered = self._render(snapshot)
+            if not known:
+                await self._files.validate(rendered)
+        except (ConfigErrors, Refused) as refusal:
+            if known:
+                # It served here before: what changed is this program or its settings, which is not the version's fault.
+                self._refused = (candidate.number, str(refusal))
+                log.error("version %d cannot be started: %s", candidate.number, refusal)
+            else:
+                await self._refuse(candidate.number, str(refusal))
+            return False
+        self._files.write_first(rendered)
+        self._go_live(snapshot, rendered, candidate)
+        return True
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follow the store until cancelled."""
+        while True:
+            now = self._clock()
+            await self._watch_boot()
+            wanted = await self._ask()
+            await self._tell_verdicts()
+            if wanted is not None and self._is_news(wanted):
+                await self.apply(wanted)
+            if now - self._keys_at >= KEYS_S:
+                self._keys_at = now
+                self._refresh_keys()
+            if now - self._heartbeat_at >= HEARTBEAT_S:
+                await self._beat()
+            self._retire(now)
+            await asyncio.sleep(POLL_S if self._gateway.accepted else BOOT_POLL_S)
+
+    async def leave(self) -> None:
+        """Tell the store that this instance is gone."""
+        await asyncio.to_thread(self._source.leave)
+
+    async def apply(self, wanted: Wanted) -> None:
+        """Make a version live, or refuse it and stay as we are."""
+        old = self._live[-1]
+        try:
+            snapshot = _compile(wanted)
+            rendered = self._render(snapshot)
+            await self._files.validate(rendered)
+            await self._files.move(self._all_live(), rendered)
+        except (ConfigErrors, Refused) as refusal:
+            self._files.keep_secrets(live.rendered for live in self._live)
+            await self._refuse(wanted.number, str(refusal))
+            return
+        except EnvoyAway as away:
+            log.warning("version %d waits: %s", wanted.number, away)
+            return
+        await asyncio.sleep(SETTLE_S)
+        longest_s = max(policy.deadline_s for policy in old.snapshot.policies.values())
+        until = self._clock() + UPLOAD_LIMIT_S + longest_s + HEARTBEAT_S
+        self._live[-1] = replace(old, until=until)
+        self._go_live(snapshot, rendered, wanted)
+        self._gateway.accepted = True
+        self._refused = None
+        log.info("version %d is live", wanted.number)
+        await self._judge(lambda: self._source.applied(wanted.number))
+
+    def _go_live(self, snapshot: Snapshot, rendered: Rendered, version: Wanted) -> None:
+        self._key_digests = {name: _digest(document) for name, document in rendered.sds.items()}
+        # The keys are in their files now; only their names are needed to know which files stay.
+        kept = replace(rendered, sds={name: {} for name in rendered.sds})
+        self._live.append(Live(snapshot, kept))
+        self._missing = rendered.missing_keys
+        self._gateway.activate(Active(snapshot, rendered.clusters, rendered.missing_keys))
+        self._observer.applied(snapshot)
+        write_json(
+            self._last_good,
+            {"number": version.number, "digest": version.digest, "content": version.content},
+        )
+        for provider in sorted(rendered.missing_keys):
+            log.warning("the key of %s is not set: its targets are not used", self._reference(provider))
+
+    async def _refuse(self, number: int, reason: str) -> None:
+        self._refused = (number, reason)
+        log.error("version %d is refused: %s", number, reason)
+        self._observer.refused(number)
+        await self._judge(lambda: self._source.refused(number, reason))
+
+    def _is_news(self, wanted: Wanted) -> bool:
+        active = self._live[-1].snapshot.version
+        if wanted.number == active:
+            if self._refused is not None and self._refused[0] != active:
+                self._refused = None
+            return False
+        return self._refused is None or self._refused[0] != wanted.number
+
+    async def _watch_boot(self) -> None:
+        """Become ready once Envoy runs the first files."""
+        if self._gateway.accepted or not self._live:
+            return
+        try:
+            accepted = await self._files.accepted(self._live[-1].rendered)
+        except EnvoyAway:
+            return
+        if accepted:
+            self._gateway.accepted = True
+            number = self._live[-1].snapshot.version
+            await self._judge(lambda: self._source.applied(number))
+
+    # -- keys and clusters ---------------------------------------------------------------------------------------
+
+    def _refresh_keys(self) -> None:
+        """Write keys anew whose reference now leads to another value."""
+        active = self._live[-1]
+        try:
+            rendered = self._render(active.snapshot)
+        except Refused as refusal:
+            log.warning("keys and certificates stay as they were: %s", refusal)
+            return
+        digests = {name: _digest(document) for name, document in rendered.sds.items()}
+        if digests == self._key_digests:
+            return
+        self._files.write_secrets(rendered)
+        self._key_digests, self._missing = digests, rendered.missing_keys
+        self._gateway.activate(Active(active.snapshot, rendered.clusters, rendered.missing_keys))
+        log.info("provider keys were read anew; missing: %s", ", ".join(self.report.missing_keys) or "none")
+
+    def _reference(self, provider: str) -> str:
+        """Return a provider of the active version and where its key is looked for."""
+        key = self._live[-1].snapshot.providers[provider].api_key
+        return f"{provider} ({key.source} {key.name})" if key else provider
+
+    def _retire(self, now: float) -> None:
+        kept = [live for live in self._live if live.until is None or live.until > now]
+        if len(kept) < len(self._live):
+            self._live = kept
+            self._files.retire(live.rendered for live in kept)
+
+    def _all_live(self) -> Rendered:
+        """Return the active version's documents with the clusters of every version still live."""
+        active = self._live[-1].rendered
+        clusters = {cluster["name"]: cluster for live in self._live for cluster in live.rendered.cds}
+        return replace(active, cds=[clusters[name] for name in sorted(clusters)])
+
+    # -- the store -----------------------------------------------------------------------------------------------
+
+    async def _ask(self) -> Wanted | None:
+        try:
+            wanted = await asyncio.to_thread(self._source.wanted)
+        except OSError as error:
+            self._store_is_away(error)
+            return None
+        self._store_error = None
+        if wanted is not None and wanted.number != self._wanted:
+            self._wanted = wanted.number
+            self._observer.wanted(wanted.number)
+        return wanted
+
+    async def _beat(self) -> None:
+        self._heartbeat_at = self._clock()
+        report = self.report
+        await self._tell(lambda: self._source.report(report))
+
+    async def _judge(self, verdict: Callable[[], None]) -> None:
+        """Tell a verdict on a version, now or when the store is back: the history has it from nobody else."""
+        self._untold.append(verdict)
+        await self._tell_verdicts()
+        await self._beat()
+
+    async def _tell_verdicts(self) -> None:
+        while self._untold and self._store_error is None and await self._tell(self._untold[0]):
+            del self._untold[0]
+
+    async def _tell(self, call: Callable[[], None]) -> bool:
+        try:
+            await asyncio.to_thread(call)
+        except OSError as error:
+            self._store_is_away(error)
+            return False
+        return True
+
+    def _store_is_away(self, error: OSError) -> None:
+        """Tell the operator once, whichever call finds it out."""
+        if self._store_error is None:
+            log.warning("the config store cannot be reached: %s", error)
+        self._store_error = f"the config store cannot be reached: {error}"
+
+
+def _compile(wanted: Wanted) -> Snapshot:
+    return compile_snapshot(load_config(wanted.content, f"version {wanted.number}"), wanted.number)
+
+
+def _digest(document: Mapping[str, object]) -> str:
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -1,0 +1,79 @@
+"""The HTTP endpoints the gateway serves and what each means for routing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import quote_plus, unquote_plus
+
+from extproc.config.snapshot import Protocol, Provider
+
+
+class Kind(StrEnum):
+    """Which timers and route an exchange with the provider needs."""
+
+    UNARY = "unary"
+    STREAM = "stream"
+    """Server-sent events whose shape the judge understands."""
+    STREAM_UNGUARDED = "stream_unguarded"
+    """Streams of media: passed on, never held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A POST endpoint with a JSON body that names a `model`."""
+
+    path: str
+    protocol: Protocol = "openai"
+    guarded: bool = False
+
+
+ENDPOINTS: dict[str, Endpoint] = {
+    endpoint.path: endpoint
+    for endpoint in (
+        Endpoint("/v1/chat/completions", guarded=True),
+        Endpoint("/v1/completions", guarded=True),
+        Endpoint("/v1/responses", guarded=True),
+        Endpoint("/v1/messages", "anthropic", guarded=True),
+        Endpoint("/v1/embeddings"),
+        Endpoint("/v1/moderations"),
+        Endpoint("/v1/images/generations"),
+        Endpoint("/v1/audio/speech"),
+        Endpoint("/v1/rerank"),
+    )
+}
+MODELS_PATH = "/v1/models"
+READY_PATH = "/readyz"
+HEALTH_PATH = "/healthz"
+"""Answered by Envoy itself; listed so that the routes and the documentation agree."""
+
+
+def kind_of(endpoint: Endpoint, stream: bool) -> Kind:
+    """Tell which kind of exchange a request asks for."""
+    if not stream:
+        return Kind.UNARY
+    return Kind.STREAM if endpoint.guarded else Kind.STREAM_UNGUARDED
+
+
+def upstream_path(provider: Provider, endpoint: Endpoint, client_query: str) -> str:
+    """Return path and query to ask `provider` for `endpoint`.
+
+    The provider's prefix stands for our `/v1`. Anthropic's own base URL has no `/v1`, so it is added when missing.
+    Static query parameters of the provider win over the client's.
+    """
+    suffix = endpoint.path.removeprefix("/v1")
+    prefix = provider.path_prefix
+    if provider.protocol == "anthropic" and not prefix.endswith("/v1"):
+        prefix += "/v1"
+    query = merge_query(client_query, provider.query)
+    return f"{prefix}{suffix}?{query}" if query else f"{prefix}{suffix}"
+
+
+def merge_query(client_query: str, static: tuple[tuple[str, str], ...]) -> str:
+    """Join the client's raw query with a provider's static parameters, whose names replace the client's."""
+    if not static:
+        return client_query
+    names = {name for name, _ in static}
+    kept = [part for part in client_query.split("&") if part and unquote_plus(part.partition("=")[0]) not in names]
+    added = [f"{quote_plus(name)}={quote_plus(value)}" for name, value in static]
+    return "&".join(kept + added)

@@ -1,0 +1,152 @@
+"""What Envoy's access log says about attempts and requests, turned into verdicts for the health engine.
+
+The judge understands answered failures; this is where silent ones, broken ones and good ones get theirs. Attempt
+entries carry no attempt number, so they are matched to a request's attempts in order. Each attempt is charged once,
+whoever comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from extproc.core.gateway import AttemptRecord, Gateway, RequestRecord
+from extproc.core.health import Success
+from extproc.core.outcome import ErrorClass, Failure
+from extproc.core.reset_times import exhausted_until
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLogged:
+    """One attempt as Envoy saw it; `flags` are Envoy's long response flags in snake case."""
+
+    request_id: str
+    cluster: str
+    status: int
+    flags: frozenset[str]
+    first_byte_s: float | None
+    duration_s: float
+    headers: Mapping[str, str] = field(default_factory=dict)
+    request_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLogged:
+    """One request as Envoy saw it when it ended."""
+
+    request_id: str
+    status: int
+    flags: frozenset[str]
+    attempts: int
+    at: float = 0.0
+    """When it arrived, epoch seconds."""
+    duration_s: float = 0.0
+    first_byte_s: float | None = None
+    """From its arrival to the first byte of the answer that went to the caller."""
+    request_bytes: int = 0
+    response_bytes: int = 0
+    method: str = ""
+    path: str = ""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """Facts of the gateway's metadata and answer: client, model, policy, route_mode, served_by and the like."""
+    classes: tuple[str, ...] = ()
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    address_denied: bool = False
+    """Whether Envoy ended it because the last attempt's provider had an address that it may not have."""
+
+
+ABORT_FLAGS = frozenset({"downstream_connection_termination", "downstream_remote_reset"})
+"""The caller left."""
+_TIMEOUT_FLAGS = frozenset({"upstream_request_timeout", "stream_idle_timeout", "upstream_max_stream_duration_reached"})
+_CONNECTION_FLAGS = frozenset(
+    {"upstream_connection_failure", "no_healthy_upstream", "no_cluster_found", "dns_resolution_failure"}
+)
+_RESET_FLAGS = frozenset({"upstream_remote_reset", "upstream_connection_termination", "upstream_protocol_error"})
+_BLAMELESS_FLAGS = ABORT_FLAGS | {"upstream_overflow"}
+
+
+def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
+    """Settle the next unsettled attempt of a request by Envoy's account of it."""
+    record = gateway.records.get(event.request_id)
+    if record is None:
+        return
+    record.logged += 1
+    attempt = _match(record, event)
+    if attempt is not None:
+        attempt.logged = event
+    # An entry that says nothing leaves the verdict to the request's own entry: a refused address is told there.
+    if attempt is not None and not attempt.settled and (event.status or event.flags):
+        verdict = _verdict(attempt, event)
+        gateway.settle(attempt, record.state, verdict, now)
+        if isinstance(verdict, Success):
+            gateway.served(record, attempt, now)
+            _pace(gateway, record, attempt, event, now)
+    gateway.close_if_done(event.request_id, now)
+
+
+def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
+    """Take note that a request ended and of how many attempts Envoy made for it."""
+    gateway.observer.request_logged(event)
+    record = gateway.records.get(event.request_id)
+    if record is None:
+        gateway.observer.request_closed(None, event, gateway.refused.pop(event.request_id, None), now)
+        return
+    record.request = event
+    gateway.ended(record)
+    if event.address_denied:
+        _address_denied(gateway, record, now)
+    gateway.reported(record, event.attempts, now)
+
+
+def _address_denied(gateway: Gateway, record: RequestRecord, now: float) -> None:
+    """Take the account out at once and for long: Envoy ended the request, so every further try costs a caller."""
+    active = gateway.version(record.state.version)
+    if active is None or not record.attempts:
+        return
+    retry_at = now + gateway.policy_of(record.state, active).cooldown.max_s
+    failure = Failure(ErrorClass.CONNECTION, retry_at=retry_at, evidence=("address=denied",))
+    gateway.settle(record.attempts[-1], record.state, failure, now)
+
+
+def _match(record: RequestRecord, event: AttemptLogged) -> AttemptRecord | None:
+    if record.first > 1:
+        # Entries of earlier attempts may have gone to the process that began them.
+        here = (attempt for attempt in record.attempts if not attempt.settled)
+        return next((attempt for attempt in here if attempt.step.cluster == event.cluster), None)
+    index = record.logged - 1
+    if index < len(record.attempts) and record.attempts[index].step.cluster == event.cluster:
+        return record.attempts[index]
+    return None
+
+
+def _verdict(attempt: AttemptRecord, event: AttemptLogged) -> Failure | Success | None:
+    flags = event.flags
+    if flags & _BLAMELESS_FLAGS:
+        return None
+    # Once bytes have reached the caller, silence is a stall and a reset is a cut; before that they are no answer.
+    begun = 200 <= event.status < 300 and event.first_byte_s is not None and not attempt.held
+    if flags & _TIMEOUT_FLAGS:
+        return Failure(ErrorClass.STREAM_STALL if begun else ErrorClass.TIMEOUT, evidence=_evidence(event))
+    if flags & _CONNECTION_FLAGS:
+        return Failure(ErrorClass.CONNECTION, evidence=_evidence(event))
+    if flags & _RESET_FLAGS:
+        return Failure(ErrorClass.STREAM_CUT if begun else ErrorClass.CONNECTION, evidence=_evidence(event))
+    if 200 <= event.status < 300:
+        first_s = attempt.first_token_s if attempt.first_token_s is not None else event.first_byte_s
+        return Success(first_s, event.request_bytes)
+    return None
+
+
+def _evidence(event: AttemptLogged) -> tuple[str, ...]:
+    return tuple(f"flag={flag}" for flag in sorted(event.flags))
+
+
+def _pace(gateway: Gateway, record: RequestRecord, attempt: AttemptRecord, event: AttemptLogged, now: float) -> None:
+    """Cool a target whose good answer says that nothing is left of its allowance."""
+    active = gateway.version(record.state.version)
+    if active is None or not event.headers:
+        return
+    cap_s = gateway.policy_of(record.state, active).cooldown.cap_s
+    until = exhausted_until(event.headers, now, cap_s)
+    if until is not None:
+        gateway.pace(attempt.step.key, until, now)

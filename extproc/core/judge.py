@@ -1,0 +1,348 @@
+"""The judge exchange: what one provider's answer means, and what follows from it.
+
+Sees every failure, every event stream and every empty or HTML 2xx of one attempt. A failure's headers are held until
+its body (to 64 KiB) is understood, a guarded stream's until it has shown real output; then Envoy is told to go on
+with the next attempt, or the request ends with the first meaningful error as an immediate response. Invariants:
+headers are answered once; an attempt is charged once; after release, bytes pass untouched, and a stream that does not
+end whole is broken visibly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+
+import orjson
+
+from extproc.config.snapshot import StreamGuard
+from extproc.core.aftermath import Case, GoOn, after_failure, open_case
+from extproc.core.classify import Answer, classify, classify_error_object
+from extproc.core.endpoints import Kind
+from extproc.core.exchange import (
+    Abort,
+    Action,
+    CancelTimer,
+    Close,
+    Event,
+    Part,
+    Pass,
+    ReleaseBody,
+    ReleaseHeaders,
+    ResponseBody,
+    ResponseHeaders,
+    SetTimer,
+    TimerFired,
+    Trailers,
+)
+from extproc.core.gateway import Gateway
+from extproc.core.outcome import ErrorClass, Failure
+from extproc.core.request_state import FirstError
+from extproc.core.stream_events import STREAM_KIND_BY_PATH
+from extproc.core.stream_guard import Verdict, WatchedStream
+from extproc.core.usage import UsageCut
+
+ERROR_BODY_LIMIT_BYTES = 64 * 1024
+ERROR_BODY_WAIT_S = 5.0
+EVENT_STREAM = "text/event-stream"
+
+ERROR_HEADERS = frozenset(
+    {
+        "content-type",
+        "retry-after",
+        "retry-after-ms",
+        "request-id",
+        "openai-processing-ms",
+        "openai-organization",
+        "openai-version",
+        "anthropic-organization-id",
+    }
+)
+ERROR_HEADER_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "ratelimit-")
+
+# An error event inside a 200 has no status of its own; this is the one a caller gets when nothing else served.
+STATUS_OF_EVENT: Mapping[ErrorClass, int] = {
+    ErrorClass.RATE_LIMITED: 429,
+    ErrorClass.QUOTA_EXHAUSTED: 429,
+    ErrorClass.AUTH_REJECTED: 401,
+    ErrorClass.MODEL_UNAVAILABLE: 404,
+    ErrorClass.OVERLOADED: 503,
+    ErrorClass.CONTEXT_LENGTH: 400,
+    ErrorClass.CONTENT_FILTERED: 400,
+    ErrorClass.INVALID_REQUEST: 400,
+}
+BAD_GATEWAY = 502
+
+
+class Phase(StrEnum):
+    """Where a judge exchange stands."""
+
+    WANT_HEADERS = "want_headers"
+    COLLECTING = "collecting"
+    """A failure's body, up to the limit."""
+    GUARDING = "guarding"
+    """A stream whose headers are held."""
+    WAITING = "waiting"
+    """Before the same target is tried again."""
+    RELEASED = "released"
+    DONE = "done"
+
+
+class JudgeExchange:
+    """Judges one attempt's answer; `cluster` is where it came from."""
+
+    def __init__(self, gateway: Gateway, cluster: str) -> None:
+        self._gateway = gateway
+        self._cluster = cluster
+        self._phase = Phase.WANT_HEADERS
+        self._case: Case | None = None
+        self._answer: ResponseHeaders | None = None
+        self._body = bytearray()
+        self._ended = False
+        self._body_came = False
+        self._unpushed = False
+        self._stream: WatchedStream | None = None
+        self._retry: ReleaseHeaders | None = None
+        self._cut: UsageCut | None = None
+
+    def __repr__(self) -> str:
+        return f"<JudgeExchange {self._cluster} {self._phase}>"
+
+    def closed(self, now: float) -> None:
+        """Envoy's access log settles an attempt whose answer was dropped."""
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Hold, judge and release one answer."""
+        if isinstance(event, ResponseHeaders) and self._phase is Phase.WANT_HEADERS:
+            return self._on_headers(event, now)
+        if isinstance(event, ResponseBody):
+            return self._on_body(event, now)
+        if isinstance(event, TimerFired):
+            return self._on_timer(now)
+        if isinstance(event, Trailers):
+            return self._on_trailers(event.part, now)
+        self._gateway.unexpected_messages += 1
+        return []
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def _on_headers(self, event: ResponseHeaders, now: float) -> list[Action]:
+        self._answer = event
+        self._ended = event.end_of_stream
+        case = self._case = open_case(self._gateway, event.state)
+        if case is None:
+            return self._release(now)
+        if 200 <= event.status < 300:
+            return self._on_success_headers(case, event, now)
+        if event.end_of_stream:
+            return self._conclude(case, now)
+        self._phase = Phase.COLLECTING
+        return [SetTimer(min(ERROR_BODY_WAIT_S, case.hold_left_s(now)))]
+
+    def _on_success_headers(self, case: Case, event: ResponseHeaders, now: float) -> list[Action]:
+        content_type = event.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if event.end_of_stream or event.headers.get("content-length") == "0":
+            return self._failed(case, _bad("empty"), now)
+        if content_type == "text/html":
+            return self._failed(case, _bad("html"), now)
+        if content_type != EVENT_STREAM or case.state.kind is not Kind.STREAM:
+            return self._release(now)
+        if event.headers.get("content-encoding", "identity") != "identity":
+            return self._failed(case, _bad("encoded"), now)
+        guard: StreamGuard = case.policy.stream_guard
+        self._stream = WatchedStream(STREAM_KIND_BY_PATH[case.state.endpoint], guard)
+        self._cut = UsageCut() if case.state.hide_usage else None
+        if guard == "off":
+            return self._release(now)
+        self._phase = Phase.GUARDING
+        self._gateway.attempt_held(case.state, held=True)
+        return self._guard_timer(case, now)
+
+    def _on_body(self, event: ResponseBody, now: float) -> list[Action]:
+        self._ended = self._ended or event.end_of_stream
+        self._body_came = True
+        case = self._case
+        if self._phase is Phase.RELEASED:
+            return self._pass_on(event, now)
+        if self._phase is Phase.DONE and self._unpushed:
+            self._unpushed = False
+            return [ReleaseBody(b"", False)]
+        if case is not None and self._phase is Phase.GUARDING:
+            return self._guard(case, event, now)
+        if case is None or self._phase is not Phase.COLLECTING:
+            return []
+        room = ERROR_BODY_LIMIT_BYTES - len(self._body)
+        self._body += event.chunk[:room]
+        if event.end_of_stream or len(self._body) >= ERROR_BODY_LIMIT_BYTES:
+            return self._conclude(case, now)
+        return []
+
+    def _on_trailers(self, part: Part, now: float) -> list[Action]:
+        """Trailers end a body whose last piece did not say so."""
+        if self._ended or self._phase in (Phase.WAITING, Phase.DONE):
+            return [CancelTimer(), Pass(part)]
+        actions = self._on_body(ResponseBody(b"", end_of_stream=True), now)
+        if self._phase is not Phase.RELEASED:
+            return actions
+        # The trailers are the end now, so no piece of body claims to be, and the one made up for the end is dropped.
+        pieces = [replace(a, end_of_stream=False) if isinstance(a, ReleaseBody) else a for a in actions]
+        return [a for a in pieces if a != ReleaseBody(b"", False)] + [Pass(part)]
+
+    def _on_timer(self, now: float) -> list[Action]:
+        case = self._case
+        if self._phase is Phase.WAITING and self._retry is not None:
+            self._phase = Phase.DONE
+            return self._let_go(self._retry)
+        if case is None:
+            return []
+        if self._phase is Phase.COLLECTING:
+            return self._conclude(case, now)
+        if self._phase is Phase.GUARDING:
+            silent = not (self._stream and self._stream.has_output)
+            kind = ErrorClass.TIMEOUT if silent else ErrorClass.STREAM_STALL
+            return self._failed(case, Failure(kind, evidence=("silent inside the answer",)), now)
+        if self._phase is Phase.RELEASED:
+            return self._break(case, ErrorClass.STREAM_STALL, now)
+        return []
+
+    # -- streams -------------------------------------------------------------------------------------------------
+
+    def _guard(self, case: Case, event: ResponseBody, now: float) -> list[Action]:
+        stream = self._stream
+        if stream is None:
+            return []
+        verdict = stream.feed(event.chunk, end=event.end_of_stream)
+        if verdict is Verdict.HOLD:
+            return self._guard_timer(case, now)
+        if verdict is Verdict.PASS:
+            return self._show(case, stream, now)
+        failure = _bad("no output") if verdict is Verdict.BAD else Failure(ErrorClass.STREAM_CUT, evidence=("cut",))
+        if stream.error is not None:
+            failure = self._understand(case, stream, now)
+        return self._failed(case, failure, now)
+
+    def _understand(self, case: Case, stream: WatchedStream, now: float) -> Failure:
+        provider = self._gateway.provider(case.active, case.step.provider)
+        codes = provider.error_codes if provider else {}
+        return classify_error_object(stream.error, None, now, case.policy.cooldown.cap_s, codes)
+
+    def _show(self, case: Case, stream: WatchedStream, now: float) -> list[Action]:
+        """Release what was held: headers, then the pieces as they came."""
+        self._gateway.attempt_held(case.state, held=False, first_token_s=now - case.state.started)
+        self._phase = Phase.RELEASED
+        pieces = stream.take_held()
+        last = len(pieces) - 1
+        bodies = [self._piece(piece, self._ended and index == last) for index, piece in enumerate(pieces)]
+        return [self._headers(), *bodies, *self._idle_timer()]
+
+    def _guard_timer(self, case: Case, now: float) -> list[Action]:
+        """Keep the time under `complete`; under `first_token` Envoy's per-try timer does (docs/envoy.md section 5)."""
+        if case.policy.stream_guard != "complete":
+            return []
+        if self._stream is not None and self._stream.has_output:
+            return [SetTimer(case.policy.stream_idle_timeout_s)]
+        left_s = case.policy.first_token_timeout_s - (now - case.state.started)
+        return [SetTimer(max(0.0, left_s))]
+
+    def _pass_on(self, event: ResponseBody, now: float) -> list[Action]:
+        if self._stream is not None and self._case is not None:
+            verdict = self._stream.feed(event.chunk, end=event.end_of_stream)
+            if verdict is Verdict.CUT:
+                return self._break(self._case, ErrorClass.STREAM_CUT, now, event.chunk)
+            if event.end_of_stream and self._stream.ended_with_error:
+                # The caller sees the provider's own error event; the target is charged all the same.
+                self._gateway.attempt_failed(
+                    self._case.state, Failure(ErrorClass.STREAM_CUT, evidence=("error event",)), now
+                )
+        return [self._piece(event.chunk, event.end_of_stream), *self._idle_timer()]
+
+    def _piece(self, chunk: bytes, end: bool) -> ReleaseBody:
+        """Return what the caller gets of a piece of a released stream."""
+        if self._cut is None:
+            return ReleaseBody(chunk, end)
+        shown = self._cut.feed(chunk, end=end)
+        tokens, self._cut.tokens = self._cut.tokens, None
+        return ReleaseBody(shown, end, tokens)
+
+    def _headers(self) -> ReleaseHeaders:
+        """Return the release of a good stream's headers; a length would be wrong once something is cut out."""
+        return ReleaseHeaders(remove_headers=("content-length",) if self._cut is not None else ())
+
+    def _break(self, case: Case, error_class: ErrorClass, now: float, chunk: bytes = b"") -> list[Action]:
+        """End a released stream so that the caller cannot take it for a whole one."""
+        self._phase = Phase.DONE
+        self._gateway.attempt_failed(case.state, Failure(error_class, evidence=("after release",)), now)
+        if self._cut is not None:
+            chunk = self._cut.feed(chunk, end=True)
+        rest: list[Action] = [ReleaseBody(chunk, False)] if chunk else []
+        return [CancelTimer(), *rest, Abort(error_class.value)]
+
+    def _idle_timer(self) -> list[Action]:
+        if self._ended or self._case is None or self._stream is None:
+            return [CancelTimer()]
+        return [SetTimer(self._case.policy.stream_idle_timeout_s)]
+
+    # -- releases ------------------------------------------------------------------------------------------------
+
+    def _release(self, now: float) -> list[Action]:
+        self._phase = Phase.RELEASED
+        return [*self._let_go(self._headers()), *self._idle_timer()]
+
+    def _let_go(self, headers: ReleaseHeaders) -> list[Action]:
+        """Answer the held headers.
+
+        Envoy lets them go at once, unless body has reached it meanwhile: then they go with our first piece of body. So
+        an empty piece follows, now or with the message that brings the body; sent unasked it would be a fault.
+        """
+        self._unpushed = not self._body_came
+        return [headers, ReleaseBody(b"", False)] if self._body_came else [headers]
+
+    # -- failures ------------------------------------------------------------------------------------------------
+
+    def _conclude(self, case: Case, now: float) -> list[Action]:
+        answer = self._answer
+        if answer is None:
+            raise RuntimeError("a failure without its answer")
+        provider = self._gateway.provider(case.active, case.step.provider)
+        seen = Answer(answer.status, answer.headers, bytes(self._body), truncated=not self._ended)
+        codes = provider.error_codes if provider else {}
+        return self._failed(case, classify(seen, codes, now, case.policy.cooldown.cap_s), now)
+
+    def _failed(self, case: Case, failure: Failure, now: float) -> list[Action]:
+        following = after_failure(self._gateway, case, failure, self._provider_error(case, failure), now)
+        if not isinstance(following, GoOn):
+            self._phase = Phase.DONE
+            return [CancelTimer(), following, Close()]
+        # A 200 that was found bad must not look like one in Envoy's log of the attempt.
+        answer = self._answer
+        good = answer is not None and 200 <= answer.status < 300
+        status = ((":status", str(BAD_GATEWAY)),) if good else ()
+        self._retry = ReleaseHeaders(status, retry=True, state=following.state, replan=following.replan, failed=True)
+        if following.wait_s > 0:
+            self._phase = Phase.WAITING
+            return [SetTimer(following.wait_s)]
+        self._phase = Phase.DONE
+        return [CancelTimer(), *self._let_go(self._retry)]
+
+    def _provider_error(self, case: Case, failure: Failure) -> FirstError | None:
+        """Return what the provider said, in the form in which the caller may get it; None if it said nothing."""
+        answer, stream = self._answer, self._stream
+        if answer is None:
+            return None
+        if not 200 <= answer.status < 300:
+            kept = tuple((name, value) for name, value in answer.headers.items() if _is_error_header(name))
+            return FirstError(answer.status, bytes(self._body), kept)
+        if stream is None or not stream.error:
+            return None
+        error = {"error": dict(stream.error)}
+        body = orjson.dumps({"type": "error", **error} if case.state.protocol == "anthropic" else error)
+        status = STATUS_OF_EVENT.get(failure.error_class, BAD_GATEWAY)
+        return FirstError(status, body, (("content-type", "application/json"),))
+
+
+def _bad(why: str) -> Failure:
+    return Failure(ErrorClass.BAD_ANSWER, status=200, evidence=(why,))
+
+
+def _is_error_header(name: str) -> bool:
+    return name in ERROR_HEADERS or name.startswith(ERROR_HEADER_PREFIXES)

@@ -1,0 +1,1 @@
+"""Pure functions from a Snapshot to Envoy resources, and the atomic files they are written to."""

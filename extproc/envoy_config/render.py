@@ -1,0 +1,52 @@
+"""Everything Envoy needs for one snapshot, as documents; and the order in which they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from extproc.config.snapshot import Snapshot
+from extproc.envoy_config.bootstrap import bootstrap
+from extproc.envoy_config.checks import checks_listener
+from extproc.envoy_config.clusters import provider_clusters
+from extproc.envoy_config.listener import listener
+from extproc.envoy_config.resource import EnvoyPaths, Json, Listen, any_of
+from extproc.envoy_config.routes import route_configuration
+from extproc.envoy_config.secrets import secret_files
+from extproc.envoy_config.tracing import collector_cluster
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One snapshot's Envoy documents; `clusters` maps (provider, policy) to cluster names."""
+
+    bootstrap: Json
+    cds: list[Json]
+    rds: Json
+    lds: list[Json]
+    sds: Mapping[str, Json]
+    clusters: Mapping[tuple[str, str], str]
+    missing_keys: frozenset[str]
+
+
+def render(snapshot: Snapshot, listen: Listen, paths: EnvoyPaths, environ: Mapping[str, str]) -> Rendered:
+    """Return the documents of a snapshot; pure but for reading key files."""
+    clusters, resources = provider_clusters(snapshot, paths)
+    sds, missing = secret_files(snapshot, environ)
+    collector = collector_cluster(snapshot, paths)
+    if collector is not None:
+        resources.append(collector)
+    return Rendered(
+        bootstrap=bootstrap(paths),
+        cds=[any_of("envoy.config.cluster.v3.Cluster", **cluster) for cluster in resources],
+        rds=route_configuration(snapshot),
+        lds=[one for one in (listener(snapshot, listen, paths), checks_listener(snapshot, paths)) if one],
+        sds=sds,
+        clusters=clusters,
+        missing_keys=missing,
+    )
+
+
+def discovery(version: str, resources: Iterable[Json]) -> Json:
+    """Return a DiscoveryResponse document, the form in which Envoy reads resources from a file."""
+    return {"version_info": version, "resources": list(resources)}

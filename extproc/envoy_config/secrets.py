@@ -1,0 +1,74 @@
+"""Provider keys and the front certificate as Envoy secrets: read, written to `sds/`, and held nowhere else.
+
+The value passes through here on its way from environment or file to the SDS file; it is never logged, compared or
+kept. A reference that leads nowhere gets a placeholder, because Envoy rejects a cluster whose secret file is missing;
+its provider is then ineligible in planning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from extproc.config.snapshot import Provider, SecretRef, Server, Snapshot
+from extproc.envoy_config.filters import secret_name
+from extproc.envoy_config.resource import Json, any_of
+
+PLACEHOLDER = "missing-key"
+LISTENER_SECRET = "gateway-listener"  # noqa: S105  a name
+"""The certificate of the front listener; no provider can be called so, because a provider's secret ends in a hash."""
+
+
+def secret_files(snapshot: Snapshot, environ: Mapping[str, str]) -> tuple[dict[str, Json], frozenset[str]]:
+    """Return SDS documents by file name, and the providers whose reference led nowhere.
+
+    Raises OSError when the listener's certificate cannot be read: without it nobody could be served.
+    """
+    documents = _listener_secret(snapshot.server)
+    missing: set[str] = set()
+    for provider in snapshot.providers.values():
+        if provider.api_key is None:
+            continue
+        value = read_key(provider.api_key, environ)
+        if value is None:
+            missing.add(provider.name)
+        name, document = _secret(provider, provider.api_key, value or PLACEHOLDER)
+        documents[f"{name}.json"] = document
+    return documents, frozenset(missing)
+
+
+def _listener_secret(server: Server) -> dict[str, Json]:
+    """Return the certificate's document, inline: however its files are replaced, Envoy sees both change at once."""
+    files = server.tls_cert_file, server.tls_key_file
+    if not all(files):
+        return {}
+    chain, key = (Path(name or "").read_text(encoding="ascii", errors="replace") for name in files)
+    resource = any_of(
+        "envoy.extensions.transport_sockets.tls.v3.Secret",
+        name=LISTENER_SECRET,
+        tls_certificate={"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}},
+    )
+    return {f"{LISTENER_SECRET}.json": {"version_info": LISTENER_SECRET, "resources": [resource]}}
+
+
+def read_key(reference: SecretRef, environ: Mapping[str, str]) -> str | None:
+    """Return a key's value without surrounding white space, None when there is none."""
+    if reference.source == "env":
+        value = environ.get(reference.name, "")
+    else:
+        try:
+            value = Path(reference.name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            return None
+    value = value.strip()
+    return value if value and value.isprintable() else None
+
+
+def _secret(provider: Provider, reference: SecretRef, value: str) -> tuple[str, Json]:
+    name = secret_name(provider.name, reference, provider.auth_prefix)
+    resource = any_of(
+        "envoy.extensions.transport_sockets.tls.v3.Secret",
+        name=name,
+        generic_secret={"secret": {"inline_string": provider.auth_prefix + value}},
+    )
+    return name, {"version_info": name, "resources": [resource]}

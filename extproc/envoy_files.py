@@ -1,0 +1,224 @@
+"""Puts rendered versions where Envoy watches, and learns from Envoy whether it took them.
+
+Owns the files under `envoy/`, the order in which they change, and the comparison with Envoy's own counters. A rejected
+cluster update is applied in part, so clusters are only ever added beside the old ones (docs/envoy.md section 8); a
+refusal puts the old files back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from extproc import envoy_admin
+from extproc.data_dir import DataDir
+from extproc.envoy_config.files import write_json
+from extproc.envoy_config.render import Rendered, discovery
+from extproc.envoy_config.resource import EnvoyPaths, Json
+from extproc.envoy_config.validation import validation_bootstrap
+
+POLL_S = 0.02
+ACCEPT_TIMEOUT_S = 30.0
+VALIDATE_TIMEOUT_S = 20.0
+_WORDS_LIMIT = 2000
+_LOG_PREFIX = re.compile(r"^\[?[^\[\]]*\](?:\[[^\[\]]*\])*\s*(?:\[[^\[\]]*\]\s*)?")
+INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
+SPARE_WATCHES = 16
+"""Clusters, routes and listeners, and what else this user's programs watch."""
+
+# Envoy's name of each discovery kind in its statistics.
+_CLUSTERS = "cluster_manager.cds"
+_ROUTES = "http.gateway.rds.gateway"
+_LISTENERS = "listener_manager.lds"
+
+
+class Refused(Exception):  # noqa: N818 - a verdict, not a fault
+    """Envoy does not take a version; the message is Envoy's own words."""
+
+
+class EnvoyAway(Exception):  # noqa: N818 - a state, not a fault
+    """No Envoy answers on its admin socket: nothing can be said about a version now."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    kind: str
+    path: Path
+    document: Json
+
+
+class EnvoyFiles:
+    """The files of one Envoy."""
+
+    def __init__(self, data_dir: DataDir, paths: EnvoyPaths, envoy: Path | None) -> None:
+        self._data_dir = data_dir
+        self._paths = paths
+        self._envoy = envoy
+        self._serial = 0
+
+    async def validate(self, rendered: Rendered) -> None:
+        """Ask the Envoy binary about a version before anything live changes; raises Refused."""
+        _check_watches(len(rendered.sds))
+        if self._envoy is None:
+            return
+        self.write_secrets(rendered)
+        folder = Path(tempfile.mkdtemp(prefix="validate-", dir=self._data_dir.run))
+        try:
+            write_json(folder / "bootstrap.json", validation_bootstrap(rendered))
+            await self._run_validation(folder / "bootstrap.json")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _run_validation(self, bootstrap: Path) -> None:
+        process = await asyncio.create_subprocess_exec(
+            str(self._envoy),
+            *("--mode", "validate", "-c", str(bootstrap), "--log-level", "error", "--disable-hot-restart"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(VALIDATE_TIMEOUT_S):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            raise Refused("Envoy did not finish validating the version.") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            lines = output.decode("utf-8", "replace").splitlines()
+            said = "\n".join(_LOG_PREFIX.sub("", line) if line.startswith("[") else line for line in lines)
+            raise Refused(_words(said, str(bootstrap)))
+
+    def write_secrets(self, rendered: Rendered) -> None:
+        """Write the keys a version refers to; other versions' stay."""
+        for name, document in rendered.sds.items():
+            write_json(self._paths.sds / name, document)
+
+    def write_first(self, rendered: Rendered) -> None:
+        """Write everything for an Envoy that is about to start."""
+        text = self._next_text()
+        self.write_secrets(rendered)
+        for update in self._updates(rendered, rendered.cds, text):
+            write_json(update.path, update.document)
+        write_json(self._data_dir.bootstrap, rendered.bootstrap)
+
+    async def move(self, old: Rendered, new: Rendered) -> None:
+        """Bring Envoy from one version to the next, clusters of both live.
+
+        Raises Refused or EnvoyAway, in both cases with the old files back in place.
+        """
+        both = _union(old.cds, new.cds)
+        self.write_secrets(new)
+        try:
+            for update in self._updates(new, both, self._next_text()):
+                await self._write_and_wait(update)
+        except (Refused, EnvoyAway):
+            for update in self._updates(old, old.cds, self._next_text()):
+                write_json(update.path, update.document)
+            raise
+
+    def retire(self, live: Iterable[Rendered]) -> None:
+        """Leave only the clusters and keys of the versions that requests may still need."""
+        kept = list(live)
+        clusters = _union(*(rendered.cds for rendered in kept))
+        write_json(self._paths.cds, discovery(self._next_text(), clusters))
+        self.keep_secrets(kept)
+
+    def keep_secrets(self, live: Iterable[Rendered]) -> None:
+        """Remove the keys that no version refers to which requests may still need."""
+        needed = {name for rendered in live for name in rendered.sds}
+        for path in self._paths.sds.glob("*.json"):
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
+
+    async def envoy_serves(self) -> bool:
+        """Tell whether an Envoy is already running here."""
+        return await envoy_admin.ready(self._data_dir.envoy_admin_socket)
+
+    async def accepted(self, rendered: Rendered) -> bool:
+        """Tell whether Envoy runs a version's clusters, wherever it read them from: their names are their content."""
+        pattern = r"^(cluster\..+\.membership_total|cluster_manager\.warming_clusters)$"
+        seen = await _stats(self._data_dir.envoy_admin_socket, pattern)
+        wanted = {f"cluster.{cluster['name']}.membership_total" for cluster in rendered.cds}
+        return wanted <= seen.keys() and seen.get("cluster_manager.warming_clusters") == 0
+
+    def _updates(self, rendered: Rendered, clusters: list[Json], text: str) -> list[_Update]:
+        return [
+            _Update(_CLUSTERS, self._paths.cds, discovery(text, clusters)),
+            _Update(_ROUTES, self._paths.rds, discovery(text, [rendered.rds])),
+            _Update(_LISTENERS, self._paths.lds, discovery(text, rendered.lds)),
+        ]
+
+    def _next_text(self) -> str:
+        """Return a version text that this file has never carried, so that Envoy's report is unambiguous."""
+        self._serial += 1
+        return f"{time.time_ns()}-{self._serial}"
+
+    async def _write_and_wait(self, update: _Update) -> None:
+        socket = self._data_dir.envoy_admin_socket
+        pattern = rf"^({update.kind}\.(version_text|update_rejected|update_failure)|cluster_manager\.warming_clusters)$"
+        before = await _stats(socket, pattern)
+        write_json(update.path, update.document)
+        deadline = time.monotonic() + ACCEPT_TIMEOUT_S
+        while time.monotonic() < deadline:
+            seen = await _stats(socket, pattern)
+            if _grew(before, seen, f"{update.kind}.update_rejected", f"{update.kind}.update_failure"):
+                raise Refused(self._last_words())
+            text = seen.get(f"{update.kind}.version_text")
+            warming = seen.get("cluster_manager.warming_clusters", 0)
+            if text == update.document["version_info"] and warming == 0:
+                return
+            await asyncio.sleep(POLL_S)
+        raise Refused(f"Envoy did not take the version within {ACCEPT_TIMEOUT_S:g} s.")
+
+    def _last_words(self) -> str:
+        try:
+            tail = self._data_dir.envoy_log.read_bytes()[-_WORDS_LIMIT:].decode("utf-8", "replace")
+        except OSError:
+            return "Envoy rejected the update; its log says why."
+        last = tail.rstrip("\n").rsplit("\n[", 1)[-1]
+        # `[time][thread][level][component] [file:line] words`: the words are Envoy's, the rest is its log's.
+        return _words(_LOG_PREFIX.sub("", last), "")
+
+
+def _check_watches(keys: int) -> None:
+    """Refuse more keys than the kernel lets Envoy watch: it would abort, and with it every request."""
+    try:
+        limit = int(INOTIFY_LIMIT.read_text())
+    except (OSError, ValueError):
+        return
+    if keys + SPARE_WATCHES > limit:
+        raise Refused(
+            f"{keys} providers have keys, and Envoy needs an inotify instance for each, but this system allows "
+            f"{limit} a user: raise the sysctl fs.inotify.max_user_instances to {2 * keys + SPARE_WATCHES} or more."
+        )
+
+
+async def _stats(socket: Path, pattern: str) -> dict[str, int | str]:
+    try:
+        return await envoy_admin.stats(socket, pattern)
+    except envoy_admin.AdminError as error:
+        raise EnvoyAway(str(error)) from None
+
+
+def _grew(before: dict[str, int | str], after: dict[str, int | str], *names: str) -> bool:
+    return any(int(after.get(name, 0)) > int(before.get(name, 0)) for name in names)
+
+
+def _union(*lists: list[Json]) -> list[Json]:
+    by_name = {resource["name"]: resource for resources in lists for resource in resources}
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _words(text: str, path: str) -> str:
+    """Return what Envoy said, shortened and without paths of this machine."""
+    said = text.replace(path, "the rendered bootstrap") if path else text
+    return " ".join(said.split())[:_WORDS_LIMIT]

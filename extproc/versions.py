@@ -1,0 +1,67 @@
+"""Where an instance learns which version it should run, and where it reports what became of it.
+
+The seam between the agent and the config store: `configctl.store` implements it, tests use a list. Methods may block;
+the agent calls them off its event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A published version; `content` is canonical JSON, itself a loadable config file."""
+
+    number: int
+    digest: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one instance says of itself with every heartbeat."""
+
+    wanted: int | None
+    applied: int | None
+    refused: int | None = None
+    error: str | None = None
+    missing_keys: tuple[str, ...] = ()
+    """References that lead nowhere, such as `openai (env OPENAI_API_KEY)`; never a value."""
+
+
+class VersionSource(Protocol):
+    """The store as the agent sees it; every method may raise OSError when the store cannot be reached."""
+
+    def wanted(self) -> Wanted | None:
+        """Return the version that every instance should run, None before the first publish."""
+        ...
+
+    def report(self, report: Report) -> None:
+        """Record a heartbeat of this instance."""
+        ...
+
+    def applied(self, number: int) -> None:
+        """Record that this instance runs a version."""
+        ...
+
+    def refused(self, number: int, reason: str) -> None:
+        """Record that this instance refused a version, in Envoy's or the compiler's words."""
+        ...
+
+    def leave(self) -> None:
+        """Say that this instance stops in good order; never raises."""
+        ...
+
+
+def read_last_good(path: Path) -> Wanted | None:
+    """Return the version that last ran here, None when there is none to read."""
+    try:
+        saved = orjson.loads(path.read_bytes())
+        return Wanted(int(saved["number"]), str(saved["digest"]), str(saved["content"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""Names and message shapes on the wire between Envoy and the core."""

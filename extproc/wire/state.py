@@ -1,0 +1,145 @@
+"""RequestState <-> Envoy's dynamic metadata: the untyped twin, the typed plan and the private first error.
+
+Total in reading: metadata that is not ours, or from a version we do not understand, reads as None.
+Envoy's Struct numbers are floats and map keys merge on write, so lists are always written whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+from google.protobuf.any_pb2 import Any
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from extproc.core.endpoints import ENDPOINTS, Kind
+from extproc.core.outcome import RouteMode
+from extproc.core.request_state import FirstError, PlanStep, RequestState
+from extproc.wire import names
+from extproc.wire.pb import core_pb2, priority_group_pb2
+
+_STEP_KEYS = ("provider", "model", "public_model", "cluster", "path", "mode")
+_FIRST_ERROR_LIMIT = 64
+
+
+def read_state(metadata: core_pb2.Metadata) -> RequestState | None:
+    """Return the request state that an earlier exchange left, None when there is none."""
+    if names.METADATA not in metadata.filter_metadata:
+        return None
+    fields = metadata.filter_metadata[names.METADATA].fields
+    try:
+        endpoint = ENDPOINTS[fields[names.M_ENDPOINT].string_value]
+        return RequestState(
+            id=fields[names.M_ID].string_value,
+            version=int(fields[names.M_VERSION].string_value),
+            policy=fields[names.M_POLICY].string_value,
+            kind=Kind(fields[names.M_KIND].string_value),
+            protocol=endpoint.protocol,
+            endpoint=endpoint.path,
+            query=_text(fields[names.M_QUERY].string_value),
+            client=fields[names.M_CLIENT].string_value,
+            model=fields[names.M_MODEL].string_value,
+            ticket=int(fields[names.M_TICKET].number_value),
+            arrived=fields[names.M_ARRIVED].number_value,
+            plan=tuple(_read_step(value.struct_value) for value in fields[names.M_PLAN].list_value.values),
+            classes=tuple(value.string_value for value in fields[names.M_CLASSES].list_value.values),
+            attempt=int(fields[names.M_ATTEMPT].number_value),
+            started=fields[names.M_STARTED].number_value,
+            context=fields[names.M_CONTEXT].bool_value,
+            first_error=_read_first_error(metadata),
+            hide_usage=fields[names.M_HIDE_USAGE].bool_value,
+        )
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def write_state(into: Struct, state: RequestState, *, served: bool = True, whole: bool = True) -> None:
+    """Write a state into a response's dynamic metadata.
+
+    `served` says that the present attempt may still serve; otherwise the route mode is `none`. `whole` is False when
+    an earlier exchange wrote the fields that never change.
+    """
+    fields = into.fields[names.METADATA].struct_value.fields
+    if whole:
+        _write_fixed(fields, state)
+    step = state.step(state.attempt) if served else None
+    fields[names.M_ROUTE_MODE].string_value = step.mode if step else RouteMode.NONE
+    fields[names.M_SERVED_BY].string_value = str(step.key) if step else ""
+    fields[names.M_SERVED_MODEL].string_value = step.public_model if step else ""
+    fields[names.M_ATTEMPT].number_value = state.attempt
+    fields[names.M_STARTED].number_value = state.started
+    fields[names.M_CONTEXT].bool_value = state.context
+    _write_plan(fields[names.M_PLAN].list_value, state)
+    classes = fields[names.M_CLASSES].list_value
+    for error_class in state.classes:
+        classes.values.add().string_value = error_class
+    if not state.classes:
+        classes.SetInParent()
+    if state.first_error is not None:
+        _write_first_error(into, state.first_error)
+
+
+def typed_plan(state: RequestState) -> Any:
+    """Return the plan as Envoy's priority groups, ended by the group that lets us answer when all is spent."""
+    override = priority_group_pb2.PriorityGroupsOverride()
+    clusters = [step.cluster for step in state.plan] + [names.CLUSTER_END]
+    for number, cluster in enumerate(clusters, 1):
+        group = override.priority_groups.add(name=str(number))
+        group.clusters.add(cluster_name=cluster).weight.value = 1
+    packed = Any()
+    packed.Pack(override)
+    return packed
+
+
+def _write_fixed(fields: MutableMapping[str, Value], state: RequestState) -> None:
+    fields[names.M_ID].string_value = state.id
+    fields[names.M_VERSION].string_value = str(state.version)
+    fields[names.M_POLICY].string_value = state.policy
+    fields[names.M_KIND].string_value = state.kind
+    fields[names.M_PROTOCOL].string_value = state.protocol
+    fields[names.M_ENDPOINT].string_value = state.endpoint
+    fields[names.M_QUERY].string_value = state.query.encode("utf-8", "surrogateescape").decode("latin-1")
+    fields[names.M_CLIENT].string_value = state.client
+    fields[names.M_MODEL].string_value = state.model
+    fields[names.M_TICKET].number_value = state.ticket
+    fields[names.M_ARRIVED].number_value = state.arrived
+    if state.hide_usage:
+        fields[names.M_HIDE_USAGE].bool_value = True
+
+
+def _write_plan(plan: ListValue, state: RequestState) -> None:
+    for step in state.plan:
+        entry = plan.values.add().struct_value.fields
+        for key, value in zip(_STEP_KEYS, step, strict=True):
+            entry[key].string_value = value
+
+
+def _read_step(entry: Struct) -> PlanStep:
+    provider, model, public_model, cluster, path, mode = (entry.fields[key].string_value for key in _STEP_KEYS)
+    return PlanStep(provider, model, public_model, cluster, path, RouteMode(mode))
+
+
+def _write_first_error(into: Struct, error: FirstError) -> None:
+    fields = into.fields[names.METADATA_PRIVATE].struct_value.fields
+    fields[names.P_STATUS].number_value = error.status
+    # Metadata strings are UTF-8; Latin-1 carries any byte there and back.
+    fields[names.P_BODY].string_value = error.body.decode("latin-1")
+    headers = fields[names.P_HEADERS].struct_value.fields
+    for name, value in error.headers[:_FIRST_ERROR_LIMIT]:
+        headers[name].string_value = value.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _read_first_error(metadata: core_pb2.Metadata) -> FirstError | None:
+    if names.METADATA_PRIVATE not in metadata.filter_metadata:
+        return None
+    fields = metadata.filter_metadata[names.METADATA_PRIVATE].fields
+    headers = fields[names.P_HEADERS].struct_value.fields
+    return FirstError(
+        int(fields[names.P_STATUS].number_value),
+        fields[names.P_BODY].string_value.encode("latin-1"),
+        tuple((name, _text(value.string_value)) for name, value in headers.items()),
+    )
+
+
+def _text(stored: str) -> str:
+    """Return text whose bytes were stored as Latin-1, because metadata holds no bytes that are no UTF-8."""
+    return stored.encode("latin-1").decode("utf-8", "surrogateescape")

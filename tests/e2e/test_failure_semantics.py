@@ -1,0 +1,305 @@
+"""Every row of the table of failures, through the real Envoy: what the caller got, who was asked when, what was learnt.
+
+All cases run at once, each with provider accounts and models of its own, in one gateway and in front of two walls
+(one of them with a certificate of another name); then each test compares its own case.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.e2e.conftest import GatewayFactory
+from tests.e2e.failure_cases import POLICIES, SECTIONS
+from tests.support.failure_case import ANSWER, Case, Gets, Health, Kind, answers
+from tests.support.gateway import Gateway
+from tests.support.http1 import Reply
+from tests.support.ports import free_port, release_port
+from tests.support.wall import Behaviour, Seen, Wall
+
+AT_ONCE = 6
+SETTLE_S = 0.2
+SETTLED_WITHIN_S = 3.0
+"""Longer than Envoy holds an entry of its access log back before extproc gets it."""
+SLACK_S = 1.2
+"""What a busy machine may add to a wait."""
+CLOCK_S = 0.02
+UPSTREAM = "upstream-model"
+DEFAULT_ATTEMPTS, DEFAULT_DEADLINE_S = 3, 90.0
+
+
+class Run(NamedTuple):
+    """One case as one kind of request; its key names its models, its accounts and its place on the wall."""
+
+    policy: str
+    case: Case
+    kind: Kind
+
+    @property
+    def key(self) -> str:
+        return f"{self.case.name}-{self.kind}"
+
+
+RUNS = [Run(section.policy, case, kind) for section in SECTIONS for case in section.cases for kind in case.kinds]
+SINGLE = [run for run in RUNS if len(run.case.gets) == 1 and len(run.case.asks) > 1]
+every_run = pytest.mark.parametrize("run", RUNS, ids=[run.key for run in RUNS])
+
+
+@dataclass(frozen=True, slots=True)
+class Saw:
+    """What happened in one run; `asks` are (who, seconds behind the request before)."""
+
+    replies: tuple[Reply, ...]
+    asks: tuple[tuple[str, float], ...]
+    health: Health
+    classes: tuple[str, ...]
+
+
+# -- the stage -------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """Plays the providers of all runs: a request's path says which run and which provider it is for."""
+
+    def __init__(self) -> None:
+        self.asks: dict[str, list[tuple[str, float]]] = {run.key: [] for run in RUNS}
+        self._scripts: dict[tuple[str, str], deque[Behaviour]] = {}
+        for run in RUNS:
+            case = run.case
+            first = case.first if isinstance(case.first, tuple) else (case.first,)
+            self._scripts[run.key, "first"] = deque(first)
+            self._scripts[run.key, "second"] = deque([case.second])
+            self._scripts[run.key, "long"] = deque([case.long])
+
+    def __call__(self, seen: Seen) -> Behaviour:
+        _, key, who, *_ = seen.path.split("/")
+        self.asks[key].append((who, seen.at))
+        script = self._scripts[key, who]
+        return script.popleft() if len(script) > 1 else script[0]
+
+
+def config_of(bases: Mapping[str, str], ca_file: Path) -> dict[str, Any]:
+    """Build providers and models of every run; `bases` are the addresses by way of reaching the first provider."""
+    providers: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+    for run in RUNS:
+        for who in ("first", "second", "long"):
+            reach = run.case.reach if who == "first" else "wall"
+            entry: dict[str, Any] = {"base_url": f"{bases[reach]}/{run.key}/{who}/v1", "allow_private_network": True}
+            if reach in ("plain_text", "wrong_name"):
+                entry["tls"] = {"ca_file": str(ca_file)}
+            providers[f"{run.key}-{who}"] = entry
+        models |= {name: entry | {"policy": run.policy} for name, entry in models_of(run).items()}
+    used = {target["provider"] for entry in models.values() for target in entry["targets"]}
+    providers = {name: entry for name, entry in providers.items() if name in used}
+    return {"schema": 1, "providers": providers, "models": models, "policies": POLICIES}
+
+
+def models_of(run: Run) -> dict[str, dict[str, Any]]:
+    first, second, long = ({"provider": f"{run.key}-{who}", "model": UPSTREAM} for who in ("first", "second", "long"))
+    if run.case.models == "alone":
+        return {run.key: {"targets": [first]}}
+    if run.case.models == "pair":
+        return {run.key: {"targets": [first, second | {"tier": 1}]}}
+    others = {"fallback": [f"{run.key}-other"], "context_fallback": [f"{run.key}-long"]}
+    return {
+        run.key: {"targets": [first], **others},
+        f"{run.key}-other": {"targets": [second]},
+        f"{run.key}-long": {"targets": [long]},
+    }
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    """Make a certificate for a name that the wall does not have."""
+    if shutil.which("openssl") is None:
+        pytest.fail("needs the openssl command")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    argv += ["-subj", "/CN=other", "-addext", "subjectAltName=DNS:other.example", "-days", "2"]
+    subprocess.run([*argv, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(cert, key)
+    return cert, server
+
+
+@pytest.fixture(scope="module")
+def saw(
+    module_gateway_factory: GatewayFactory, certificate: tuple[Path, ssl.SSLContext]
+) -> Iterator[Mapping[str, Saw]]:
+    """Run everything, a few cases at a time, and tell what happened in each."""
+    stage, nobody = Stage(), free_port()
+    ca_file, tls = certificate
+    with Wall() as plain, Wall(tls=tls) as wrong_name:
+        plain.script(stage)
+        wrong_name.script(answers())
+        bases = {
+            "wall": f"http://127.0.0.1:{plain.port}",
+            "refused": f"http://127.0.0.1:{nobody}",
+            "plain_text": f"https://127.0.0.1:{plain.port}",
+            "wrong_name": f"https://127.0.0.1:{wrong_name.port}",
+            "no_name": "http://does-not-exist.invalid:9",
+        }
+        gateway = module_gateway_factory(config_of(bases, ca_file))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            played = list(pool.map(lambda run: play(gateway, run), RUNS))
+        assert 0 == wrong_name.count()
+        yield observations(gateway, stage, played)
+    release_port(nobody)
+
+
+def play(gateway: Gateway, run: Run) -> tuple[tuple[Reply, ...], Health]:
+    """Send a run's requests one after the other and read the health that they leave."""
+    replies = []
+    for _ in run.case.gets:
+        replies.append(gateway.chat(run.key, stream=run.kind == "stream"))
+        threading.Event().wait(SETTLE_S)
+    return tuple(replies), settled(gateway, f"{run.key}-first", run.case.health)
+
+
+def settled(gateway: Gateway, provider: str, expected: Health) -> Health:
+    """Return the health of a provider once it is as expected, or as it is after a while: Envoy tells with a delay."""
+    give_up_at = time.monotonic() + SETTLED_WITHIN_S
+    while True:
+        states = states_of(gateway)
+        found = Health(states[f"{provider}/{UPSTREAM}"], states[provider])
+        as_expected = (found.target, found.account) == (expected.target, expected.account)
+        if as_expected or time.monotonic() > give_up_at:
+            return found
+        threading.Event().wait(SETTLE_S)
+
+
+def states_of(gateway: Gateway) -> dict[str, str]:
+    """Return the state of every target and account that is in one."""
+    pattern = re.compile(
+        r'gateway_target_state\{state="(\w+)",subject="([^"]+)"\}|gateway_target_state\{subject="([^"]+)",state="(\w+)"\}'
+    )
+    found = (pattern.fullmatch(name) for name, value in gateway.metrics().items() if value == 1.0)
+    return {m[2] or m[3]: m[1] or m[4] for m in found if m}
+
+
+def observations(gateway: Gateway, stage: Stage, played: list[tuple[tuple[Reply, ...], Health]]) -> dict[str, Saw]:
+    rows = {row["request_id"]: row for row in gateway.access_log(at_least=sum(len(replies) for replies, _ in played))}
+    reasons = reasons_of(gateway)
+    found = {}
+    for run, (replies, health) in zip(RUNS, played, strict=True):
+        reason = next(
+            (reasons[name] for name in (f"{run.key}-first/{UPSTREAM}", f"{run.key}-first") if name in reasons), None
+        )
+        classes = rows[replies[0].header("x-request-id")]["classes"] or ()
+        found[run.key] = Saw(
+            replies, _gaps(stage.asks[run.key]), Health(health.target, health.account, reason), tuple(classes)
+        )
+    return found
+
+
+def reasons_of(gateway: Gateway) -> dict[str, str]:
+    """Return why each target or account cooled, from the gateway's own log."""
+    return dict(re.findall(r" (\S+) is cooling \(was \w+\), reason (\w+)", gateway.logs()))
+
+
+def _gaps(asks: list[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    times = [at for _, at in asks]
+    return tuple(
+        (who, at - before) for (who, at), before in zip(asks, [times[0] if times else 0.0, *times], strict=False)
+    )
+
+
+# -- what the caller got ---------------------------------------------------------------------------------------------
+
+
+def words_of(reply: Reply) -> str:
+    """Return the words of an answer, also of one with malformed events."""
+    if "event-stream" not in (reply.header("content-type") or ""):
+        return reply.text if reply.ended == "clean" else ""
+    said = []
+    for data in reply.events:
+        try:
+            said += [choice["delta"].get("content") or "" for choice in json.loads(data).get("choices", ())]
+        except json.JSONDecodeError:
+            continue
+    return "".join(said)
+
+
+def end_of(reply: Reply) -> str:
+    """Say in the table's words how an answer ended, or what is wrong with it."""
+    words = words_of(reply)
+    if reply.ended == "clean" and words == ANSWER:
+        return "whole"
+    if reply.ended in ("cut", "reset") and ANSWER.startswith(words):
+        return "broken"
+    if reply.ended == "clean" and reply.events and "error" in json.loads(reply.events[-1]):
+        return "error event"
+    return f"{reply.ended} after {len(words)} of {len(ANSWER)} characters"
+
+
+def got(reply: Reply, wanted: Gets) -> Gets:
+    """Return what the caller got, with those headers that the case names."""
+    mode = reply.header("x-gateway-route-mode") or "absent"
+    headers = {name: reply.header(name) for name in wanted.headers}
+    if reply.status == 200:
+        by = _who((reply.header("x-gateway-served-by") or "").partition("/")[0].rpartition("-")[2])
+        return Gets(200, by, mode, end_of(reply), None, headers)  # type: ignore[arg-type]
+    error = reply.json["error"]
+    by = _who(error["message"].partition(" ")[0])
+    end = "whole" if reply.ended == "clean" else "broken"
+    return Gets(reply.status, by, mode, end, error["code"] if by is None else None, headers)  # type: ignore[arg-type]
+
+
+def _who(name: str) -> Any:
+    return name if name in ("first", "second", "long") else None
+
+
+# -- the claims ------------------------------------------------------------------------------------------------------
+
+
+@every_run
+def test_a_failure_leads_to_exactly_what_its_row_says(saw: Mapping[str, Saw], run: Run) -> None:
+    """What the caller gets, who is asked in which order, the classes in the access log, and health afterwards."""
+    case, found = run.case, saw[run.key]
+    replies = tuple(got(reply, wanted) for reply, wanted in zip(found.replies, case.gets, strict=True))
+    assert case.gets == replies
+    assert tuple(ask.who for ask in case.asks) == tuple(who for who, _ in found.asks)
+    assert (case.classes, case.health) == (found.classes, found.health)
+
+
+@pytest.mark.parametrize("run", SINGLE, ids=[run.key for run in SINGLE])
+def test_each_attempt_starts_when_its_row_says(saw: Mapping[str, Saw], run: Run) -> None:
+    """At once, after the wait that the provider asked for, or when its silence was too long."""
+    pairs = list(zip(run.case.asks, saw[run.key].asks, strict=True))[1:]
+    wrong = [
+        (ask, seconds)
+        for ask, (_, seconds) in pairs
+        if not ask.after_s[0] - CLOCK_S <= seconds <= ask.after_s[1] + SLACK_S
+    ]
+    assert [] == wrong
+
+
+@every_run
+def test_no_case_costs_more_than_its_policy_allows(saw: Mapping[str, Saw], run: Run) -> None:
+    """Neither more attempts nor more time, and the caller is told the number of attempts."""
+    policy, found = POLICIES[run.policy], saw[run.key]
+    requests = len(run.case.gets)
+    deadline_s = float(policy.get("deadline", f"{DEFAULT_DEADLINE_S}s").removesuffix("s"))
+    assert len(found.asks) <= DEFAULT_ATTEMPTS * requests
+    assert max(reply.seconds for reply in found.replies) <= deadline_s + SLACK_S
+    assert all(1 <= int(reply.header("x-gateway-attempts") or 0) <= DEFAULT_ATTEMPTS for reply in found.replies)
+
+
+def test_no_request_hangs(saw: Mapping[str, Saw]) -> None:
+    """The longest limit of all policies here is four seconds."""
+    assert max(reply.seconds for found in saw.values() for reply in found.replies) < 5.0

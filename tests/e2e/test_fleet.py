@@ -1,0 +1,135 @@
+"""Two gateways on one PostgreSQL: a version is live on both, or it is said on which one it is not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extproc.envoy_binary import find_envoy
+from tests.e2e.conftest import GatewayFactory
+from tests.support.gateway import Gateway, provider, two_providers
+from tests.support.operator import Operator
+from tests.support.postgres import fresh_database, postgres
+from tests.support.wall import Wall
+
+OLD_ENVOY = """\
+#!/bin/sh
+if [ "$1 $2" = "--mode validate" ] && grep -q newer- "$4"; then echo "no filter of that name here"; exit 1; fi
+exec {envoy} "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+class Fleet:
+    """Two gateways; the Envoy of the second one does not take what a provider `newer` needs."""
+
+    def __init__(self, factory: GatewayFactory, store: str, folder: Path, primary: Wall, fallback: Wall) -> None:
+        self._walls = primary, fallback
+        old = folder / "old-envoy"
+        old.write_text(OLD_ENVOY.format(envoy=find_envoy(None, {})))
+        old.chmod(0o755)
+        environment = {"GATEWAY_STORE": store}
+        self.first: Gateway = factory(self.config(), environment=environment)
+        self.second: Gateway = factory(self.config(), environment=environment, arguments=("--envoy", str(old)))
+        self.operator = Operator(folder, store=store)
+        # A gateway that never told of itself is not waited for, so that it may not be paused before its first word.
+        self.first.wait_until(lambda: len(self.instances()) == 2, "both to tell of themselves")
+
+    def config(self, **policy: Any) -> dict[str, Any]:
+        return two_providers(*self._walls, **policy)
+
+    def newer(self) -> dict[str, Any]:
+        config = self.config()
+        config["providers"]["newer"] = provider(self._walls[0])
+        config["models"]["newer"] = {"targets": [{"provider": "newer", "model": "m"}]}
+        return config
+
+    def live(self) -> list[str | None]:
+        """Return the versions that callers of each gateway see."""
+        return [gateway.chat().header("x-gateway-config-version") for gateway in (self.first, self.second)]
+
+    def instances(self) -> list[dict[str, Any]]:
+        """Return what `configctl status` tells of both."""
+        told: list[dict[str, Any]] = self.operator.run("status", "--json").json["instances"]
+        return told
+
+    def ids(self, told: list[dict[str, Any]], key: str) -> list[str]:
+        """Return which gateways are named, in their order."""
+        places = {"first": self.first.data_dir, "second": self.second.data_dir}
+        return sorted(name for name, path in places.items() for one in told if one[key].endswith(f":{path}"))
+
+
+@pytest.fixture
+def fleet(gateway_factory: GatewayFactory, server: str, tmp_path: Path, primary: Wall, fallback: Wall) -> Fleet:
+    return Fleet(gateway_factory, fresh_database(server), tmp_path, primary, fallback)
+
+
+def test_both_gateways_apply_what_is_published_and_rolled_back_and_the_status_shows_both(fleet: Fleet) -> None:
+    published = fleet.operator.publish(fleet.config(deadline="80s"))
+    assert (0, "applied", ["first", "second"]) == (
+        published.code,
+        published.json["outcome"],
+        fleet.ids(published.json["instances"], "instance"),
+    )
+    assert ["2", "2"] == fleet.live()
+    rolled = fleet.operator.rollback()
+    assert (0, ["3", "3"]) == (rolled.code, fleet.live())
+    instances = fleet.operator.run("status", "--json").json["instances"]
+    assert ["first", "second"] == fleet.ids(instances, "id")
+    assert [(True, 3, 3, None)] * 2 == [(one["live"], one["wanted"], one["applied"], one["error"]) for one in instances]
+
+
+def test_a_gateway_that_does_not_answer_is_named_and_follows_later(fleet: Fleet) -> None:
+    fleet.second.pause_extproc()
+    try:
+        ran = fleet.operator.publish(fleet.config(deadline="80s"), "--timeout", "4s")
+    finally:
+        fleet.second.resume_extproc()
+    silent = [one for one in ran.json["instances"] if one["answer"] == "silent"]
+    assert (1, "silent", ["second"]) == (ran.code, ran.json["outcome"], fleet.ids(silent, "instance"))
+    assert f"{fleet.second.data_dir} (" in ran.stderr
+    assert "did not answer within" in ran.stderr
+    assert "2" == fleet.first.chat().header("x-gateway-config-version")
+    fleet.second.wait_until(lambda: fleet.live() == ["2", "2"], "the second gateway to follow")
+
+
+def test_a_gateway_that_was_stopped_in_good_order_is_not_waited_for(fleet: Fleet) -> None:
+    fleet.second.stop()
+    ran = fleet.operator.publish(fleet.config(deadline="80s"))
+    assert (0, "applied", ["first"]) == (
+        ran.code,
+        ran.json["outcome"],
+        fleet.ids(ran.json["instances"], "instance"),
+    )
+    (instance,) = fleet.operator.run("status", "--json").json["instances"]
+    assert ["first"] == fleet.ids([instance], "id")
+
+
+def test_a_refusal_by_one_gateway_takes_both_back_to_the_parent_and_names_both(fleet: Fleet) -> None:
+    ran = fleet.operator.publish(fleet.newer())
+    answers = {one["answer"]: fleet.ids([one], "instance") for one in ran.json["instances"]}
+    assert (1, "failed", 1) == (ran.code, ran.json["outcome"], ran.json["returned_to"])
+    assert {"applied": ["first"], "failed": ["second"]} == answers
+    assert "no filter of that name here" == ran.json["version"]["outcome_reason"]
+    assert "refused: no filter of that name here" in ran.stderr
+    assert "The wanted version is 1 again." in ran.stderr
+    fleet.first.wait_until(lambda: fleet.live() == ["1", "1"], "both to be back on version 1")
+    # What they serve changes before the heartbeat that tells of it.
+    fleet.first.wait_until(lambda: [1, 1] == [one["wanted"] for one in fleet.instances()], "both to tell it")
+    assert ["first", "second"] == fleet.ids(fleet.instances(), "id")
+
+
+def test_a_refused_version_stays_wanted_when_that_is_asked_for(fleet: Fleet) -> None:
+    ran = fleet.operator.publish(fleet.newer(), "--keep")
+    assert (1, None) == (ran.code, ran.json["returned_to"])
+    assert ["2", "1"] == fleet.live()
+    (refusing,) = [one for one in fleet.operator.run("status", "--json").json["instances"] if one["error"]]
+    assert (["second"], 2, 1) == (fleet.ids([refusing], "id"), refusing["wanted"], refusing["applied"])

@@ -1,0 +1,543 @@
+"""Metrics, ledger, access log and `explain` tell the same story, add up exactly, leak nothing and slow nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from configctl.admin_client import AdminClient, AdminError
+from extproc.ledger_reader import LedgerReader, Query
+from tests.e2e.conftest import GatewayFactory
+from tests.support import http1
+from tests.support.gateway import Gateway, provider, two_providers
+from tests.support.wall import (
+    Behaviour,
+    Seen,
+    Wall,
+    answer,
+    empty_200,
+    error,
+    fin_after,
+    html_200,
+    ok,
+    rate_limited,
+    reset,
+    reset_after,
+    silence,
+)
+
+ONE_TRY = {"max": 0}
+QUICK = {"first_byte_timeout": "600ms", "first_token_timeout": "600ms"}
+PLANTED = "planted-7f3c9ab2d1e4"
+TOKEN = f"gw-client-{PLANTED}"
+
+
+def configctl(gateway: Gateway, *argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb against a gateway."""
+    command = [gateway.command("configctl"), *argv, "--data-dir", str(gateway.data_dir)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+
+def explained(gateway: Gateway, request_id: str) -> dict[str, Any]:
+    """Ask for one request's story, waiting until it is told."""
+
+    def ask() -> dict[str, Any] | None:
+        with AdminClient(str(gateway.data_dir)) as api, suppress(AdminError):
+            story = api.explain(request_id)
+            return story if story["outcome"] != "open" else None
+        return None
+
+    found = gateway.wait_until(ask, f"the story of {request_id}", 15.0)
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to fail and what everybody must tell of it; `tries` are (wall, class) in order."""
+
+    name: str
+    primary: Behaviour
+    fallback: Behaviour
+    tries: tuple[tuple[str, str | None], ...]
+    status: int
+    outcome: str
+    mode: str
+    policy: dict[str, Any] = field(default_factory=dict)
+    stream: bool = False
+
+
+P, F = "primary", "fallback"
+CASES = [
+    Case("served", ok(), ok(), ((P, None),), 200, "served", "direct"),
+    Case("rate limit", rate_limited(), ok(), ((P, "rate_limited"), (F, None)), 200, "served", "model_fallback"),
+    Case(
+        "quota",
+        error(429, "insufficient_quota"),
+        ok(),
+        ((P, "quota_exhausted"), (F, None)),
+        200,
+        "served",
+        "model_fallback",
+    ),
+    Case("bad key", error(401), ok(), ((P, "auth_rejected"), (F, None)), 200, "served", "model_fallback"),
+    Case("overload", error(503), ok(), ((P, "overloaded"), (F, None)), 200, "served", "model_fallback"),
+    Case(
+        "the same target again",
+        error(500),
+        ok(),
+        ((P, "server_error"), (P, "server_error"), (F, None)),
+        200,
+        "served",
+        "model_fallback",
+        {"same_target": {"max": 1}},
+    ),
+    Case("reset", reset(), ok(), ((P, "connection"), (F, None)), 200, "served", "model_fallback"),
+    Case("silence", silence(), ok(), ((P, "timeout"), (F, None)), 200, "served", "model_fallback", QUICK),
+    Case("html", html_200(), ok(), ((P, "bad_answer"), (F, None)), 200, "served", "model_fallback"),
+    Case("empty", empty_200(), ok(), ((P, "bad_answer"), (F, None)), 200, "served", "model_fallback"),
+    Case("the caller's fault", error(400), ok(), ((P, "invalid_request"),), 400, "failed", "none"),
+    Case("both down", error(503), error(529), ((P, "overloaded"), (F, "overloaded")), 503, "failed", "none"),
+    Case("nobody there", reset(), reset(), ((P, "connection"), (F, "connection")), 502, "failed", "none"),
+    Case(
+        "an error instead of a stream",
+        error(503),
+        ok(),
+        ((P, "overloaded"), (F, None)),
+        200,
+        "served",
+        "model_fallback",
+        {},
+        True,
+    ),
+    Case(
+        "a stream that breaks", reset_after(n_events=3), ok(), ((P, "stream_cut"),), 200, "broken", "direct", {}, True
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_all_four_tell_what_the_wall_saw(
+    case: Case, gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+) -> None:
+    """Metrics, the ledger's row, the access log's line and `explain` against the providers' own record."""
+    gateway = gateway_factory(two_providers(primary, fallback, **({"same_target": ONE_TRY} | case.policy)))
+    primary.script(case.primary)
+    fallback.script(case.fallback)
+
+    reply = gateway.chat(stream=case.stream)
+
+    request_id = reply.header("x-request-id") or ""
+    failed = [error_class for _, error_class in case.tries if error_class is not None]
+    walls = {P: primary.count(), F: fallback.count()}
+    assert walls == {name: sum(wall == name for wall, _ in case.tries) for name in (P, F)}
+    assert case.status == reply.status
+
+    story = explained(gateway, request_id)
+    assert list(case.tries) == [(a["target"].partition("/")[0], a["class"]) for a in story["attempts"]]
+    assert (case.status, case.outcome, case.mode) == (story["status"], story["outcome"], story["route_mode"])
+    assert {"same": True, "differs": None} == story["replay"]
+    assert all(attempt["next"] for attempt in story["attempts"] if attempt["class"] and case.outcome != "broken")
+
+    row = LedgerReader(gateway.data_dir / "requests.db").find(request_id)
+    assert row is not None
+    assert (tuple(failed), len(case.tries), case.status) == (row.classes, row.attempt_count, row.status)
+    assert row.served_by == (story["served_by"] or "") == (reply.header("x-gateway-served-by") or "")
+
+    line = gateway.logged(reply)
+    assert (case.status, case.mode, len(case.tries)) == (line["status"], line["route_mode"], line["attempts"])
+    assert (line["served_by"] or "") == row.served_by
+    if case.outcome != "broken":
+        assert failed == (line["classes"] or [])
+
+    for (wall, error_class), times in Counter(case.tries).items():
+        labels = {"provider": wall, "class": error_class or "success"}
+        assert times == gateway.metric("gateway_attempts_total", **labels)
+    assert len(case.tries) == gateway.metric("gateway_attempts_total")
+    assert 1 == gateway.metric("gateway_requests_total", code=str(case.status), route_mode=case.mode)
+    assert 1 == gateway.metric("gateway_requests_total")
+
+
+def test_a_caller_who_leaves_is_told_as_such(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
+    gateway = gateway_factory(two_providers(primary, fallback))
+    primary.script(silence())
+    body = json.dumps({"model": "demo-primary", "messages": []}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
+        caller.sendall(head + body)
+        primary.wait_for(1)
+    gateway.wait_until(lambda: gateway.metric("gateway_client_aborts_total") == 1, "the abort to be counted")
+    primary.release()
+
+    reader = LedgerReader(gateway.data_dir / "requests.db")
+    gateway.wait_until(lambda: reader.count() == 1, "the ledger's row")
+    (entry,) = reader.entries(Query())
+    assert ("aborted", ("client_abort",), "none") == (entry.story.outcome, entry.story.classes, entry.story.route_mode)
+    assert 1 == gateway.metric("gateway_requests_total", code="0", route_mode="none")
+    assert 1 == gateway.metric("gateway_attempts_total", **{"class": "client_abort"})
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[tuple[Gateway, Wall]]:
+    """Start one gateway for both protocols, which asks every stream for its usage."""
+    with Wall() as wall:
+        config = two_providers(wall, wall, force_usage=True)
+        config["providers"]["anthropic"] = provider(wall, "PRIMARY_KEY", protocol="anthropic")
+        config["models"]["claude"] = {"targets": [{"provider": "anthropic", "model": "claude-upstream"}]}
+        with Gateway(config) as gateway:
+            yield gateway, wall
+
+
+class TestTokens:
+    """Envoy reads them, for every shape, and passes them on to all four."""
+
+    @pytest.mark.parametrize(
+        ("path", "model", "stream", "expected"),
+        [
+            ("/v1/chat/completions", "demo-primary", False, {"input": 7, "output": 3}),
+            ("/v1/chat/completions", "demo-primary", True, {"input": 7, "output": 3}),
+            ("/v1/completions", "demo-primary", False, {"input": 7, "output": 3}),
+            ("/v1/responses", "demo-primary", False, {"input": 7, "output": 3}),
+            ("/v1/responses", "demo-primary", True, {"input": 7, "output": 3}),
+            ("/v1/embeddings", "demo-primary", False, {"input": 7}),
+            ("/v1/messages", "claude", False, {"input": 7, "output": 3}),
+            ("/v1/messages", "claude", True, {"input": 7, "output": 3}),
+        ],
+    )
+    def test_are_told_for(
+        self, both: tuple[Gateway, Wall], path: str, model: str, stream: bool, expected: dict[str, int]
+    ) -> None:
+        gateway, _ = both
+        before = gateway.metric("gateway_tokens_total", type="input")
+        members = {"messages": [], "input": "x", "prompt": "x", "max_tokens": 9, "stream": stream}
+        reply = gateway.post(path, {"model": model, **members})
+        assert 200 == reply.status
+        assert expected == explained(gateway, reply.header("x-request-id") or "")["tokens"]
+        assert expected == gateway.logged(reply)["tokens"]
+        assert 7 == gateway.metric("gateway_tokens_total", type="input") - before
+
+    @pytest.mark.parametrize("asked", [None, False, True])
+    def test_are_asked_for_and_shown_only_to_who_asked(self, both: tuple[Gateway, Wall], asked: bool | None) -> None:
+        gateway, wall = both
+        wall.reset()
+        members: dict[str, Any] = {} if asked is None else {"stream_options": {"include_usage": asked}}
+        reply = gateway.chat(stream=True, **members)
+        (seen,) = wall.wait_for(1)
+        assert {"include_usage": True} == seen.wish("stream_options")
+        assert (asked is True) == (b'"usage"' in reply.body)
+        assert reply.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_five_thousand_requests_add_up_exactly(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
+    """Half of the first attempts fail; callers, providers, metrics, ledger and access log count the same."""
+    rule = {"failure_ratio": 1.0, "consecutive": 1000, "min_requests": 10_000}
+    gateway = gateway_factory(two_providers(primary, fallback, same_target=ONE_TRY, cooldown=rule))
+    total, refused = 5_000, Counter[str]()
+
+    def choose(seen: Seen) -> Behaviour:
+        refused["overloaded"] += seen.wish("user") == "odd"
+        return error(503) if seen.wish("user") == "odd" else ok()
+
+    primary.script(choose)
+    with ExitStack() as stack, ThreadPoolExecutor(16) as pool:
+        idle = queue.SimpleQueue[_Connection]()
+        for _ in range(16):
+            idle.put(stack.enter_context(_Connection(gateway.port)))
+
+        def ask(number: int) -> int:
+            connection = idle.get()
+            user = "odd" if number % 2 else "even"
+            status = connection.chat({"model": "demo-primary", "messages": [], "user": user})
+            idle.put(connection)
+            return status
+
+        statuses = Counter(pool.map(ask, range(total)))
+
+    assert {200: total} == statuses
+    failed, moved = refused["overloaded"], fallback.count()
+    assert failed > 50
+    assert total + failed == primary.count() + fallback.count()
+    gateway.wait_until(lambda: gateway.metric("gateway_requests_total") == total, "every request to be counted", 20.0)
+    gateway.wait_until(lambda: gateway.metric("gateway_requests_in_flight") == 0, "every request to be closed", 20.0)
+    gateway.wait_until(lambda: gateway.metric("gateway_ledger_waiting") == 0, "the ledger to be written", 20.0)
+    assert total == gateway.metric("gateway_requests_total", code="200")
+    assert moved == gateway.metric("gateway_requests_total", route_mode="model_fallback")
+    assert failed == gateway.metric("gateway_attempts_total", **{"class": "overloaded"})
+    assert total == gateway.metric("gateway_attempts_total", **{"class": "success"})
+    assert total == gateway.metric("gateway_request_seconds_count")
+    assert total == gateway.metric("gateway_decision_seconds_count")
+    assert failed == gateway.metric("gateway_failover_seconds_count")
+    assert moved == gateway.metric("gateway_fallbacks_total")
+    assert total * 7 == gateway.metric("gateway_tokens_total", type="input")
+    assert total == gateway.metric("gateway_ledger_rows_total") + gateway.metric("gateway_ledger_dropped_total")
+    with closing(sqlite3.connect(f"file:{gateway.data_dir / 'requests.db'}?mode=ro", uri=True)) as database:
+        found = dict(database.execute("select attempt_count, count(*) from requests group by 1").fetchall())
+    assert {1: total - failed, 2: failed} == found
+    assert total == len(gateway.access_log(total, 20.0))
+
+
+class _Connection:
+    """One kept connection of a caller; a context manager."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._file = self._socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._socket.close()
+
+    def chat(self, body: dict[str, Any]) -> int:
+        data = json.dumps(body).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n"
+        self._socket.sendall(head.encode() + data)
+        status = int(self._file.readline().split()[1])
+        length = 0
+        while (line := self._file.readline().strip()) != b"":
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        self._file.read(length)
+        return status
+
+
+class TestAPlantedSecret:
+    """Prompts, answers, client tokens, provider keys and error bodies are nowhere but where they must be."""
+
+    def test_appears_nowhere(self, gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
+        config = two_providers(primary, fallback, same_target=ONE_TRY, force_usage=True)
+        config["clients"] = [{"name": "team-a", "token_sha256": sha256(TOKEN.encode()).hexdigest()}]
+        keys = {"PRIMARY_KEY": f"sk-primary-{PLANTED}", "FALLBACK_KEY": f"sk-fallback-{PLANTED}"}
+        gateway = gateway_factory(config, environment=keys)
+        answers = self._ask_in_many_ways(gateway, primary, fallback)
+        gateway.wait_until(
+            lambda: gateway.metric("gateway_requests_in_flight") == 0, "every request to be closed", 20.0
+        )
+        gateway.access_log(len(answers), 20.0)
+
+        told = [configctl(gateway, *verb) for verb in self._verbs(answers)]
+        assert {0} == {one.returncode for one in told}, told
+        for one in told:
+            assert PLANTED not in one.stdout + one.stderr
+        with AdminClient(str(gateway.data_dir)) as api:
+            stories = [api.explain(request_id) for request_id in answers]
+            assert PLANTED not in f"{stories} {api.status()} {api.snapshot()} {api.health()}"
+        assert PLANTED not in http1.request(gateway.metrics_url).body.decode()
+        assert PLANTED not in gateway.logs()
+        gateway.stop(20)
+        holders = {str(path.relative_to(gateway.data_dir).parent) for path in _files_with(gateway.data_dir, PLANTED)}
+        assert holders == {"envoy/sds"}
+
+    def _ask_in_many_ways(self, gateway: Gateway, primary: Wall, fallback: Wall) -> list[str]:
+        error_body = json.dumps(
+            {
+                "error": {"message": PLANTED, "type": PLANTED, "code": PLANTED, "param": PLANTED},
+                "usage": {"prompt_tokens": PLANTED},
+            }
+        ).encode()
+        bad_usage = json.dumps(
+            {"choices": [{"message": {"content": PLANTED}}], "usage": {"prompt_tokens": PLANTED}}
+        ).encode()
+        scripts = [
+            (ok(PLANTED), ok(PLANTED)),
+            (answer(400, error_body), ok()),
+            (answer(503, error_body), answer(500, error_body)),
+            (answer(200, bad_usage), ok()),
+            (fin_after(2), ok(PLANTED)),
+            (reset(), reset()),
+        ]
+        headers = {"authorization": f"Bearer {TOKEN}", "x-session": PLANTED, "user-agent": PLANTED, "cookie": PLANTED}
+        messages = [{"role": "user", "content": PLANTED}]
+        seen: list[str] = []
+        for first, second in scripts:
+            primary.script(first)
+            fallback.script(second)
+            for stream in (False, True):
+                body = {"model": "demo-primary", "messages": messages, "user": PLANTED, "stream": stream}
+                reply = gateway.post(f"/v1/chat/completions?key={PLANTED}", body, headers=headers)
+                seen.append(reply.header("x-request-id") or "")
+        for model, token in ((PLANTED, TOKEN), ("demo-primary", PLANTED)):
+            refused = {"model": model, "messages": messages}
+            reply = gateway.post(
+                "/v1/chat/completions", refused, headers=headers | {"authorization": f"Bearer {token}"}
+            )
+            seen.append(reply.header("x-request-id") or "")
+        return seen
+
+    def _verbs(self, request_ids: list[str]) -> Iterator[tuple[str, ...]]:
+        for json_ in ((), ("--json",)):
+            yield ("requests", *json_)
+            yield ("requests", "--failed", *json_)
+            yield ("health", "list", *json_)
+            for request_id in request_ids[::7]:
+                yield ("explain", request_id, *json_)
+
+
+def _files_with(root: Path, needle: str) -> list[Path]:
+    """Find the files that hold a text."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return [path for path in files if needle.encode() in path.read_bytes()]
+
+
+def test_a_dead_trace_collector_and_a_stopped_scraper_slow_nobody(
+    gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+) -> None:
+    """The collector accepts and never answers, the scraper asks and never reads."""
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        endpoint = f"http://127.0.0.1:{collector.getsockname()[1]}"
+        config = two_providers(primary, fallback) | {"telemetry": {"otlp": {"endpoint": endpoint, "sample": 1.0}}}
+        traced = gateway_factory(config)
+        plain = gateway_factory(two_providers(primary, fallback))
+        scraper = socket.create_connection(("127.0.0.1", int(traced.metrics_url.rsplit(":", 1)[1].split("/")[0])))
+        scraper.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n" * 50)
+        # In turns: other work on the machine then slows both alike.
+        gateways = {"plain": plain, "traced": traced}
+        rounds = [{name: _median_s(gateway, 50) for name, gateway in gateways.items()} for _ in range(3)]
+        times = {name: min(one[name] for one in rounds) for name in gateways}
+        scraper.close()
+    assert times["traced"] < times["plain"] + 0.02
+    traced.wait_until(lambda: traced.metric("gateway_requests_total", code="200") == 150, "every request to be counted")
+
+
+def _median_s(gateway: Gateway, requests: int) -> float:
+    spent = []
+    with _Connection(gateway.port) as connection:
+        for _ in range(requests):
+            began = time.perf_counter()
+            assert 200 == connection.chat({"model": "demo-primary", "messages": []})
+            spent.append(time.perf_counter() - began)
+    return sorted(spent)[requests // 2]
+
+
+def test_a_trace_goes_on_to_the_provider(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
+    """W3C context: the caller's trace id, and the sampled flag."""
+    config = two_providers(primary, fallback) | {
+        "telemetry": {"otlp": {"endpoint": "http://127.0.0.1:9", "sample": 1.0}}
+    }
+    gateway = gateway_factory(config)
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    body = {"model": "demo-primary", "messages": []}
+    gateway.post("/v1/chat/completions", body, headers={"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"})
+    (seen,) = primary.wait_for(1)
+    assert f"00-{trace_id}-" in (seen.header("traceparent") or "")
+
+
+def test_a_ledger_that_cannot_be_written_costs_no_request(
+    gateway_factory: GatewayFactory, primary: Wall, fallback: Wall, tmp_path: Path
+) -> None:
+    data_dir = Path(os.path.realpath(tmp_path))
+    (data_dir / "requests.db").mkdir()
+    with Gateway(two_providers(primary, fallback), data_dir=data_dir) as gateway:
+        assert {200} == {gateway.chat().status for _ in range(20)}
+        gateway.wait_until(lambda: gateway.metric("gateway_requests_total", code="200") == 20, "every request")
+        assert "cannot be written" in gateway.logs()
+
+
+class TestOrders:
+    def test_drain_moves_traffic_and_restore_brings_it_back(
+        self, gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+    ) -> None:
+        gateway = gateway_factory(two_providers(primary, fallback))
+        drained = configctl(gateway, "health", "drain", "primary", "--reason", "maintenance", "--for", "1h")
+        assert (0, "") == (drained.returncode, drained.stdout)
+        reply = gateway.chat()
+        assert "model_fallback" == reply.header("x-gateway-route-mode")
+        (candidate, *_) = explained(gateway, reply.header("x-request-id") or "")["candidates"]
+        assert (False, "drained") == (candidate["eligible"], candidate["reason"])
+        restored = json.loads(configctl(gateway, "health", "restore", "primary", "--json").stdout)
+        assert ("healthy", None) == (restored["state"], restored["order"])
+        assert "direct" == gateway.chat().header("x-gateway-route-mode")
+
+    def test_are_shown_with_owner_reason_and_expiry(
+        self, gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+    ) -> None:
+        gateway = gateway_factory(two_providers(primary, fallback))
+        target = "primary/demo-primary-upstream"
+        configctl(gateway, "health", "down", target, "--reason", "bill", "--owner", "ann", "--for", "30m")
+        rows = json.loads(configctl(gateway, "health", "--json").stdout)
+        (order,) = [row["order"] for row in rows if row["subject"] == target]
+        assert ("down", "ann", "bill", True) == (
+            order["kind"],
+            order["owner"],
+            order["reason"],
+            bool(order["expires_at"]),
+        )
+
+    @pytest.mark.parametrize(
+        "argv",
+        [
+            ("health", "down", "nobody", "--reason", "x"),
+            ("health", "down", "primary/unknown", "--reason", "x"),
+            ("health", "restore", "primary/"),
+            ("explain", "no-such-request"),
+        ],
+    )
+    def test_that_make_no_sense_are_refused_with_a_sentence(self, argv: tuple[str, ...], shared: Any) -> None:
+        refused = configctl(shared.gateway, *argv)
+        assert (1, "") == (refused.returncode, refused.stdout)
+        assert refused.stderr.strip().endswith(".")
+
+
+def test_explain_tells_a_story_to_people_and_to_programs(
+    gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+) -> None:
+    gateway = gateway_factory(two_providers(primary, fallback, same_target=ONE_TRY))
+    primary.script(rate_limited(30))
+    request_id = gateway.chat().header("x-request-id") or ""
+    story = explained(gateway, request_id)
+    assert story == json.loads(configctl(gateway, "explain", request_id, "--json").stdout)
+    told = configctl(gateway, "explain", request_id).stdout.splitlines()
+    assert f"request {request_id}" == told[0]
+    assert [line for line in told if line.startswith("attempt 1 at +") and "primary/demo-primary-upstream" in line]
+    assert "  then next: another target, fallback/demo-fallback-upstream" in told
+    assert "planned again under the recorded version and evidence: the same plan" == told[-1]
+
+
+def test_requests_follow_shows_new_ones(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
+    gateway = gateway_factory(two_providers(primary, fallback))
+    command = [gateway.command("configctl"), "requests", "--follow", "--json", "--data-dir", str(gateway.data_dir)]
+    gateway.chat()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        try:
+            first = json.loads(follower.stdout.readline())
+            reply = gateway.chat()
+            second = json.loads(follower.stdout.readline())
+        finally:
+            follower.terminate()
+    assert "served" == first["outcome"]
+    assert reply.header("x-request-id") == second["request_id"]
+
+
+def test_the_admin_socket_is_its_owners_alone(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
+    gateway = gateway_factory(two_providers(primary, fallback))
+    assert 0o600 == (gateway.data_dir / "run" / "admin.sock").stat().st_mode & 0o777
+
+
+def test_without_a_gateway_every_live_verb_says_so(tmp_path: Path, gateway_factory: GatewayFactory) -> None:
+    command = str(Path(sys.executable).parent / "configctl")
+    for verb in (("health",), ("requests",), ("explain", "x")):
+        said = subprocess.run(
+            [command, *verb, "--data-dir", str(tmp_path)], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert (1, "") == (said.returncode, said.stdout)
+        assert said.stderr.startswith("No gateway runs on the data directory")

@@ -1,0 +1,130 @@
+"""Only the bytes of the top-level model value ever change; what cannot be read is refused."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import orjson
+import pytest
+
+from extproc.core.body import MODEL_NAME_LIMIT, RequestBody, parse_request_body
+from extproc.core.errors import GatewayError
+
+
+def parsed(raw: bytes) -> RequestBody:
+    """Parse a body that must be accepted."""
+    found = parse_request_body(raw)
+    assert isinstance(found, RequestBody), found
+    return found
+
+
+def refused(raw: bytes) -> str:
+    """Return the code with which a body is refused."""
+    found = parse_request_body(raw)
+    assert isinstance(found, GatewayError), found
+    return found.code
+
+
+class TestTheModelIsReplaced:
+    @pytest.mark.parametrize(
+        ("raw", "expected"),
+        [
+            (b'{"model":"a"}', b'{"model":"NEW"}'),
+            (b' {\n\t"model" :\r\n "a" ,"x":1 } ', b' {\n\t"model" :\r\n "NEW" ,"x":1 } '),
+            (b'{"x":{"model":"inner"},"model":"a"}', b'{"x":{"model":"inner"},"model":"NEW"}'),
+            (b'{"model":"a","x":{"model":"inner"}}', b'{"model":"NEW","x":{"model":"inner"}}'),
+            (b'{"x":[{"model":"i"},[{"model":2}]],"model":"a"}', b'{"x":[{"model":"i"},[{"model":2}]],"model":"NEW"}'),
+            (b'{"x":"say \\"model\\":\\"b\\"","model":"a"}', b'{"x":"say \\"model\\":\\"b\\"","model":"NEW"}'),
+            (b'{"x":"\\\\","model":"a"}', b'{"x":"\\\\","model":"NEW"}'),
+            (b'{"x":"\\\\\\"model\\": 1","model":"a"}', b'{"x":"\\\\\\"model\\": 1","model":"NEW"}'),
+            (b'{"x":"}],:{[","model":"a","y":"}"}', b'{"x":"}],:{[","model":"NEW","y":"}"}'),
+            (b'{"x":"model","model":"a"}', b'{"x":"model","model":"NEW"}'),
+            (b'{"\\u006dodel":"a"}', b'{"\\u006dodel":"NEW"}'),
+            (b'{"mod\\u0065l" : "a" , "n":{"model":1}}', b'{"mod\\u0065l" : "NEW" , "n":{"model":1}}'),
+            (b'{"x":"\\u006d","model":"a"}', b'{"x":"\\u006d","model":"NEW"}'),
+            (b'{"model":"\\u0061\\"b\\\\"}', b'{"model":"NEW"}'),
+            (b'{"model":"a","n":1.50,"e":1E5,"u":"\\u00e9"}', b'{"model":"NEW","n":1.50,"e":1E5,"u":"\\u00e9"}'),
+            (b'{"models":"x","Model":"y","model":"a"}', b'{"models":"x","Model":"y","model":"NEW"}'),
+        ],
+    )
+    def test_and_every_other_byte_stays(self, raw: bytes, expected: bytes) -> None:
+        assert expected == parsed(raw).with_model("NEW")
+
+    @pytest.mark.parametrize("name", ["größe-大", 'quote"d', "back\\slash", "a/b:c@1", "new\nline", "😀"])
+    def test_by_any_name_in_valid_json(self, name: str) -> None:
+        assert {"model": name, "x": 1} == json.loads(parsed(b'{"model":"a","x":1}').with_model(name))
+
+
+class TestWhatIsRead:
+    def test_is_the_model_as_the_client_means_it(self) -> None:
+        assert "café" == parsed(b'{"model":"caf\\u00e9"}').model
+
+    @pytest.mark.parametrize(
+        ("member", "expected"),
+        [(b"true", True), (b"false", False), (b"null", False), (b'"true"', False), (b"1", False)],
+    )
+    def test_is_a_stream_only_when_stream_is_true(self, member: bytes, expected: bool) -> None:
+        assert expected is parsed(b'{"model":"a","stream":' + member + b"}").stream
+
+    def test_includes_the_other_fields(self) -> None:
+        assert {"model": "a", "user": "u"} == parsed(b'{"model":"a","user":"u"}').fields
+
+
+class TestARefusedBody:
+    @pytest.mark.parametrize(
+        "raw", [b"", b"{", b"{'model':'a'}", b'{"model":"a"} x', b'{"model":"a",}', b'{"model":"\xff"}', b"[]", b'"a"']
+    )
+    def test_that_is_no_json_object_is_invalid_json(self, raw: bytes) -> None:
+        assert "invalid_json" == refused(raw)
+
+    @pytest.mark.parametrize("raw", [b'{"model":"a","x":NaN}', b'{"model":"a","x":"\\u0041","y":NaN}'])
+    def test_that_strict_json_forbids_is_invalid_json(self, raw: bytes) -> None:
+        assert "invalid_json" == refused(raw)
+
+    @pytest.mark.parametrize("raw", [b"{}", b'{"models":"a"}', b'{"x":{"model":"a"}}'])
+    def test_without_a_model_of_its_own_is_missing_model(self, raw: bytes) -> None:
+        assert "missing_model" == refused(raw)
+
+    @pytest.mark.parametrize("value", [b"null", b"1", b'""', b'["a"]', b'{"model":"a"}'])
+    def test_whose_model_is_no_name_is_missing_model(self, value: bytes) -> None:
+        assert "missing_model" == refused(b'{"model":' + value + b"}")
+
+    def test_whose_model_is_longer_than_any_name_is_missing_model(self) -> None:
+        assert "missing_model" == refused(orjson.dumps({"model": "m" * (MODEL_NAME_LIMIT + 1)}))
+
+    @pytest.mark.parametrize(
+        "raw",
+        [
+            b'{"model":"a","model":"b"}',
+            b'{"model":"a","model":"a"}',
+            b'{"model":"a","\\u006dodel":"b"}',
+            b'{"\\u006dodel":"a","mode\\u006C":"b"}',
+            b'{"model":{"model":"x"},"x":[],"model":"a"}',
+        ],
+    )
+    def test_with_two_model_keys_is_invalid_json(self, raw: bytes) -> None:
+        """A provider might read the other one."""
+        assert "invalid_json" == refused(raw)
+
+    def test_is_not_quoted_in_the_message(self) -> None:
+        found = parse_request_body(b'{"model":1,"secret":"my prompt"}')
+        assert isinstance(found, GatewayError)
+        assert "my prompt" not in found.message
+
+
+def test_a_long_text_costs_memory_in_proportion_only() -> None:
+    """The slow way through a body is open to every caller, and `server.max_body` is large."""
+    raw = b'{"model":"a","x":{"model":1},"text":"' + b"\\n" * 500_000 + b'"}'
+    tracemalloc.start()
+    try:
+        parsed(raw)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 16 * len(raw)
+
+
+def test_deep_nesting_is_no_obstacle() -> None:
+    raw = b'{"x":' + b"[" * 500 + b'{"model":1}' + b"]" * 500 + b',"model":"a"}'
+    assert raw.replace(b'"a"', b'"NEW"') == parsed(raw).with_model("NEW")

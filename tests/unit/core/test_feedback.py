@@ -1,0 +1,238 @@
+"""What Envoy's log says of attempts becomes one verdict each, and closes the request's record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from extproc.core.feedback import AttemptLogged, RequestLogged, attempt_logged, request_logged
+from extproc.core.gateway import Gateway
+from extproc.core.health import Success
+from extproc.core.outcome import ErrorClass, Failure
+from extproc.core.request_state import RequestState
+from tests.unit.core.build import NOW, REQUEST_ID, A, B, chain, config, gateway, routed
+
+# Every failure trips at once, so that its class can be read off the target's health.
+ONE_STRIKE: dict[str, Any] = {"cooldown": {"consecutive": 1}}
+BIG: dict[str, Any] = {"big": chain(A, B)}
+
+
+def logged(
+    *flags: str, status: int = 0, cluster: str = "a-cluster", first_byte_s: float | None = None, **more: Any
+) -> Any:
+    """Build Envoy's entry of one attempt."""
+    return AttemptLogged(REQUEST_ID, cluster, status, frozenset(flags), first_byte_s, 1.0, **more)
+
+
+def reason_after(event: AttemptLogged, *, held: bool = False) -> str | None:
+    """Return why the first target is out of service after an entry, None when it is not."""
+    made = gateway(config(BIG, ONE_STRIKE))
+    made.attempt_held(routed(made), held=held)
+    attempt_logged(made, event, NOW + 1)
+    view = made.health.view(A, NOW + 1)
+    return None if view.eligible else view.reason
+
+
+def failed_over(made: Gateway) -> RequestState:
+    """Let the first attempt fail with an answer and the second begin."""
+    state = routed(made)
+    made.attempt_failed(state, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 0.5)
+    second = state.failed(ErrorClass.RATE_LIMITED, None).opened(2, NOW + 0.6, ("rate_limited",))
+    made.open_attempt(second, NOW + 0.6)
+    return second
+
+
+class TestTheVerdict:
+    @pytest.mark.parametrize(
+        ("flag", "silent", "begun"),
+        [
+            ("upstream_request_timeout", "timeout", "stream_stall"),
+            ("stream_idle_timeout", "timeout", "stream_stall"),
+            ("upstream_max_stream_duration_reached", "timeout", "stream_stall"),
+            ("upstream_remote_reset", "connection", "stream_cut"),
+            ("upstream_connection_termination", "connection", "stream_cut"),
+            ("upstream_protocol_error", "connection", "stream_cut"),
+            ("upstream_connection_failure", "connection", "connection"),
+            ("no_healthy_upstream", "connection", "connection"),
+            ("no_cluster_found", "connection", "connection"),
+            ("dns_resolution_failure", "connection", "connection"),
+            ("downstream_connection_termination", None, None),
+            ("downstream_remote_reset", None, None),
+            ("upstream_overflow", None, None),
+        ],
+    )
+    def test_of_each_flag_depends_on_whether_the_answer_had_begun(
+        self, flag: str, silent: str | None, begun: str | None
+    ) -> None:
+        found = reason_after(logged(flag)), reason_after(logged(flag, status=200, first_byte_s=0.1))
+        assert (silent, begun) == found
+
+    @pytest.mark.parametrize(
+        ("flag", "expected"), [("upstream_request_timeout", "timeout"), ("upstream_remote_reset", "connection")]
+    )
+    def test_of_an_answer_that_was_held_back_is_that_of_none(self, flag: str, expected: str) -> None:
+        """The caller saw nothing of it."""
+        assert expected == reason_after(logged(flag, status=200, first_byte_s=0.1), held=True)
+
+    def test_of_a_caller_who_left_wins_over_every_other_flag(self) -> None:
+        assert reason_after(logged("downstream_connection_termination", "upstream_remote_reset")) is None
+
+    def test_of_a_2xx_without_flags_is_success(self) -> None:
+        assert reason_after(logged(status=200, first_byte_s=0.1)) is None
+
+    def test_of_an_answered_failure_is_left_to_the_judge(self) -> None:
+        assert reason_after(logged(status=500, first_byte_s=0.1)) is None
+
+    def test_of_a_success_ends_a_row_of_failures(self) -> None:
+        made = gateway(config(BIG, {"cooldown": {"consecutive": 2}}))
+        for entry in (logged("upstream_remote_reset"), logged(status=200, first_byte_s=0.1)) * 2:
+            routed(made)
+            attempt_logged(made, entry, NOW + 1)
+        assert made.health.view(A, NOW + 1).eligible
+
+
+class TestMatching:
+    def test_goes_by_order(self) -> None:
+        made = gateway(config(BIG, ONE_STRIKE))
+        failed_over(made)
+        attempt_logged(made, logged(status=429, first_byte_s=0.1), NOW + 1)
+        attempt_logged(made, logged("upstream_connection_failure", cluster="b-cluster"), NOW + 1)
+        reasons = [made.health.view(key, NOW + 1).reason for key in (A, B)]
+        assert ["rate_limited", "connection"] == reasons
+
+    def test_never_charges_an_attempt_at_another_cluster(self) -> None:
+        made = gateway(config(BIG, ONE_STRIKE))
+        routed(made)
+        attempt_logged(made, logged("upstream_remote_reset", cluster="b-cluster"), NOW + 1)
+        assert (True, True) == tuple(made.health.view(key, NOW + 1).eligible for key in (A, B))
+
+    def test_ignores_an_attempt_that_was_refused_before_it_began(self) -> None:
+        made = gateway(config({"big": chain(A)}, ONE_STRIKE))
+        routed(made)
+        attempt_logged(made, logged("upstream_request_timeout"), NOW + 1)
+        attempt_logged(made, logged(cluster="gateway-end", status=504), NOW + 1)
+        assert "timeout" == made.health.view(A, NOW + 1).reason
+
+    def test_ignores_requests_that_nobody_here_knows(self) -> None:
+        made = gateway(config(BIG))
+        attempt_logged(made, logged(), NOW)
+        request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), NOW)
+        assert {} == dict(made.records)
+
+    @pytest.mark.parametrize("attempt_first", [False, True])
+    def test_takes_out_an_account_whose_address_was_refused_whichever_entry_comes_first(
+        self, attempt_first: bool
+    ) -> None:
+        made = gateway(config(BIG, {"cooldown": {"max": "100s"}}))
+        routed(made)
+        if attempt_first:
+            attempt_logged(made, logged(), NOW + 1)
+        request_logged(made, RequestLogged(REQUEST_ID, 502, frozenset(), 1, address_denied=True), NOW + 1)
+        if not attempt_first:
+            attempt_logged(made, logged(), NOW + 1)
+        view = made.health.view(A, NOW + 1)
+        assert (False, "connection", NOW + 101) == (view.eligible, view.reason, view.until)
+        assert {} == made.records
+
+    def test_charges_an_attempt_once(self) -> None:
+        made = gateway(config(BIG, {"cooldown": {"consecutive": 2}}))
+        state = routed(made)
+        made.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
+        attempt_logged(made, logged("upstream_remote_reset", status=500), NOW + 1)
+        assert made.health.view(A, NOW + 1).eligible
+
+
+class TestARequestOfAProcessThatDied:
+    """Its successor saw only the second attempt begin."""
+
+    STRICT: dict[str, Any] = {"big": chain(A, B)}  # noqa: RUF012
+
+    def taken_over(self) -> tuple[Gateway, RequestState]:
+        state = routed(gateway(config(self.STRICT, ONE_STRIKE)))
+        made = gateway(config(self.STRICT, ONE_STRIKE))
+        second = state.failed("timeout", None).opened(2, NOW + 0.6, ("timeout",))
+        made.open_attempt(second, NOW + 0.6)
+        return made, second
+
+    @pytest.mark.parametrize("also_the_first", [True, False])
+    def test_charges_the_second_attempt_whether_or_not_the_first_is_still_reported(self, also_the_first: bool) -> None:
+        made, _ = self.taken_over()
+        if also_the_first:
+            attempt_logged(made, logged("upstream_request_timeout"), NOW + 1)
+        attempt_logged(made, logged("upstream_remote_reset", cluster="b-cluster"), NOW + 1)
+        reasons = [made.health.view(key, NOW + 1).reason for key in (A, B)]
+        assert [None, "connection"] == reasons
+
+    def test_charges_the_second_attempt_once(self) -> None:
+        made, second = self.taken_over()
+        made.attempt_failed(second, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 1)
+        assert [True] == [attempt.settled for attempt in made.records[REQUEST_ID].attempts]
+
+    def test_knows_whether_its_answer_is_held(self) -> None:
+        made, second = self.taken_over()
+        made.attempt_held(second, held=True)
+        assert made.records[REQUEST_ID].attempts[0].held
+
+
+class TestARecord:
+    def test_is_closed_when_the_request_and_its_attempts_were_reported(self) -> None:
+        made = gateway(config(BIG))
+        routed(made)
+        attempt_logged(made, logged(status=200, first_byte_s=0.1), NOW + 1)
+        kept = REQUEST_ID in made.records
+        request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), NOW + 1)
+        assert (True, {}) == (kept, dict(made.records))
+
+    def test_is_closed_by_the_last_attempt_when_the_request_came_first(self) -> None:
+        made = gateway(config(BIG))
+        failed_over(made)
+        request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 2), NOW + 1)
+        attempt_logged(made, logged(status=429), NOW + 1)
+        kept = REQUEST_ID in made.records
+        attempt_logged(made, logged(status=200, first_byte_s=0.1, cluster="b-cluster"), NOW + 1)
+        assert (True, {}) == (kept, dict(made.records))
+
+    def test_of_a_request_that_never_reached_a_provider_is_closed_at_once(self) -> None:
+        made = gateway(config(BIG))
+        routed(made)
+        request_logged(made, RequestLogged(REQUEST_ID, 503, frozenset(), 0), NOW + 1)
+        assert {} == dict(made.records)
+
+
+class TestAnAllowance:
+    @pytest.mark.parametrize(
+        ("headers", "expected"),
+        [
+            ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"}, "paced"),
+            ({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "20s"}, None),
+            ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "500ms"}, None),
+            ({}, None),
+        ],
+    )
+    def test_that_a_good_answer_reports_as_spent_rests_the_target(
+        self, headers: dict[str, str], expected: str | None
+    ) -> None:
+        made = gateway(config(BIG))
+        routed(made)
+        attempt_logged(made, logged(status=200, first_byte_s=0.1, headers=headers), NOW + 1)
+        view = made.health.view(A, NOW + 2)
+        assert expected == (None if view.eligible else view.reason)
+
+    def test_that_a_failure_reports_is_the_judge_s_to_read(self) -> None:
+        headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"}
+        assert reason_after(logged(status=500, first_byte_s=0.1, headers=headers)) is None
+
+
+def test_the_time_to_the_first_token_counts_rather_than_to_the_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = gateway(config(BIG))
+    state = routed(made)
+    made.attempt_held(state, held=False, first_token_s=2.0)
+    seen: list[Any] = []
+
+    def settled(attempt: Any, state: Any, verdict: Any, now: float) -> None:
+        seen.append(verdict)
+
+    monkeypatch.setattr(made, "settle", settled)
+    attempt_logged(made, logged(status=200, first_byte_s=0.1, request_bytes=40), NOW + 3)
+    assert [Success(2.0, 40)] == seen
