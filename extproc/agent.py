@@ -24,6 +24,7 @@ from extproc.config.snapshot import Snapshot
 from extproc.core.gateway import Active, Gateway
 from extproc.envoy_config.files import write_json
 from extproc.envoy_config.render import Rendered
+from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
 from extproc.versions import Report, VersionSource, Wanted, read_last_good
 
@@ -38,8 +39,19 @@ SETTLE_S = 0.05
 UPLOAD_LIMIT_S = 300.0
 """The listener's request_timeout: as long may a body of a request pinned to an old version be under way."""
 
-Renderer = Callable[[Snapshot], Rendered]
 Clock = Callable[[], float]
+
+
+class Renderer(Protocol):
+    """Turns a snapshot into what Envoy reads, for this instance; may take long, and is called off the event loop."""
+
+    def render(self, snapshot: Snapshot) -> Rendered:
+        """Return every document; raises Refused."""
+        ...
+
+    def read_secrets(self, snapshot: Snapshot) -> Secrets:
+        """Return only the secrets, as their references lead to them now; raises Refused."""
+        ...
 
 
 class Observer(Protocol):
@@ -75,7 +87,7 @@ class Agent:
         gateway: Gateway,
         files: EnvoyFiles,
         source: VersionSource,
-        render: Renderer,
+        renderer: Renderer,
         last_good: Path,
         clock: Clock,
         observer: Observer,
@@ -83,7 +95,7 @@ class Agent:
         self._gateway = gateway
         self._files = files
         self._source = source
-        self._render = render
+        self._renderer = renderer
         self._last_good = last_good
         self._clock = clock
         self._observer = observer
@@ -135,7 +147,7 @@ class Agent:
         """Write a version's files; `known` says that Envoy has run it before, so it need not be asked again."""
         try:
             snapshot = _compile(candidate)
-            rendered = self._render(snapshot)
+            rendered = self._renderer.render(snapshot)
             if not known:
                 await self._files.validate(rendered)
         except (ConfigErrors, Refused) as refusal:
@@ -163,7 +175,7 @@ class Agent:
                 await self.apply(wanted)
             if now - self._keys_at >= KEYS_S:
                 self._keys_at = now
-                self._refresh_keys()
+                await self._refresh_keys()
             if now - self._heartbeat_at >= HEARTBEAT_S:
                 await self._beat()
             self._retire(now)
@@ -177,8 +189,7 @@ class Agent:
         """Make a version live, or refuse it and stay as we are."""
         old = self._live[-1]
         try:
-            snapshot = _compile(wanted)
-            rendered = self._render(snapshot)
+            snapshot, rendered = await asyncio.to_thread(self._prepare, wanted)
             await self._files.validate(rendered)
             await self._files.move(self._all_live(), rendered)
         except (ConfigErrors, Refused) as refusal:
@@ -197,6 +208,11 @@ class Agent:
         self._refused = None
         log.info("version %d is live", wanted.number)
         await self._judge(lambda: self._source.applied(wanted.number))
+
+    def _prepare(self, wanted: Wanted) -> tuple[Snapshot, Rendered]:
+        """Compile and render: hundreds of milliseconds for a large config, in which requests must not wait."""
+        snapshot = _compile(wanted)
+        return snapshot, self._renderer.render(snapshot)
 
     def _go_live(self, snapshot: Snapshot, rendered: Rendered, version: Wanted) -> None:
         self._key_digests = {name: _digest(document) for name, document in rendered.sds.items()}
@@ -242,20 +258,20 @@ class Agent:
 
     # -- keys and clusters ---------------------------------------------------------------------------------------
 
-    def _refresh_keys(self) -> None:
+    async def _refresh_keys(self) -> None:
         """Write keys anew whose reference now leads to another value."""
         active = self._live[-1]
         try:
-            rendered = self._render(active.snapshot)
+            secrets = await asyncio.to_thread(self._renderer.read_secrets, active.snapshot)
         except Refused as refusal:
             log.warning("keys and certificates stay as they were: %s", refusal)
             return
-        digests = {name: _digest(document) for name, document in rendered.sds.items()}
+        digests = {name: _digest(document) for name, document in secrets.files.items()}
         if digests == self._key_digests:
             return
-        self._files.write_secrets(rendered)
-        self._key_digests, self._missing = digests, rendered.missing_keys
-        self._gateway.activate(Active(active.snapshot, rendered.clusters, rendered.missing_keys))
+        self._files.write_secrets(secrets.files)
+        self._key_digests, self._missing = digests, secrets.missing_keys
+        self._gateway.activate(Active(active.snapshot, active.rendered.clusters, secrets.missing_keys))
         log.info("provider keys were read anew; missing: %s", ", ".join(self.report.missing_keys) or "none")
 
     def _reference(self, provider: str) -> str:

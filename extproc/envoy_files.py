@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class EnvoyFiles:
         _check_watches(len(rendered.sds))
         if self._envoy is None:
             return
-        self.write_secrets(rendered)
+        self.write_secrets(rendered.sds)
         folder = Path(tempfile.mkdtemp(prefix="validate-", dir=self._data_dir.run))
         try:
             write_json(folder / "bootstrap.json", validation_bootstrap(rendered))
@@ -97,15 +97,15 @@ class EnvoyFiles:
             said = "\n".join(_LOG_PREFIX.sub("", line) if line.startswith("[") else line for line in lines)
             raise Refused(_words(said, str(bootstrap)))
 
-    def write_secrets(self, rendered: Rendered) -> None:
-        """Write the keys a version refers to; other versions' stay."""
-        for name, document in rendered.sds.items():
+    def write_secrets(self, documents: Mapping[str, Json]) -> None:
+        """Write the keys a version refers to, by file name; other versions' stay."""
+        for name, document in documents.items():
             write_json(self._paths.sds / name, document)
 
     def write_first(self, rendered: Rendered) -> None:
         """Write everything for an Envoy that is about to start."""
         text = self._next_text()
-        self.write_secrets(rendered)
+        self.write_secrets(rendered.sds)
         for update in self._updates(rendered, rendered.cds, text):
             write_json(update.path, update.document)
         write_json(self._data_dir.bootstrap, rendered.bootstrap)
@@ -116,7 +116,7 @@ class EnvoyFiles:
         Raises Refused or EnvoyAway, in both cases with the old files back in place.
         """
         both = _union(old.cds, new.cds)
-        self.write_secrets(new)
+        self.write_secrets(new.sds)
         try:
             for update in self._updates(new, both, self._next_text()):
                 await self._write_and_wait(update)

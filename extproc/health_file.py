@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -13,10 +15,13 @@ from extproc.envoy_config.files import write_json
 log = logging.getLogger(__name__)
 
 
-def save_health(path: Path, health: HealthEngine) -> None:
-    """Write the engine's state; a full disk costs the memory of cooldowns, never a request."""
+def save_health(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what an engine dumped; a full disk costs the memory of cooldowns, never a request.
+
+    It waits for the disk, so it is not for the event loop.
+    """
     try:
-        write_json(path, health.dump())
+        write_json(path, dict(state))
     except OSError as error:
         log.warning("health state is not saved: %s", error.strerror)
 

@@ -7,7 +7,8 @@ recording never raises for odd input; counters are fed once for each request and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from threading import Lock
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,7 +20,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import start_http_server
+from prometheus_client.exposition import make_wsgi_app, start_http_server
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -27,6 +28,9 @@ from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.health import Row, State, Transition
 from extproc.core.outcome import ErrorClass, RouteMode
 from extproc.settings import Address
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 READY: Final = "gateway_ready"
 StateReader = Callable[[], Iterable[Row]]
@@ -215,12 +219,25 @@ class Metrics:
     def serve(self, address: Address) -> Callable[[], None]:
         """Serve /metrics; returns the function that stops it."""
         server, thread = start_http_server(address.port, address.host, self.registry)
+        server.set_app(_one_at_a_time(make_wsgi_app(self.registry)))
 
         def stop() -> None:
             server.shutdown()
             thread.join()
+            server.server_close()
 
         return stop
+
+
+def _one_at_a_time(app: WSGIApplication) -> WSGIApplication:
+    """Render one page at a time: each costs the interpreter, which requests need too, and scrapers can wait."""
+    lock = Lock()
+
+    def locked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        with lock:
+            return app(environ, start_response)
+
+    return locked
 
 
 def reason_label(reason: str | None) -> str:

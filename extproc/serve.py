@@ -14,7 +14,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from extproc.admin import AdminServer, AdminService, InstanceStatus
@@ -32,6 +33,7 @@ from extproc.data_dir import DataDir
 from extproc.envoy_binary import find_envoy
 from extproc.envoy_config.render import Rendered, render
 from extproc.envoy_config.resource import MIB, EnvoyPaths
+from extproc.envoy_config.secrets import Secrets, read_secrets
 from extproc.envoy_files import EnvoyFiles, Refused
 from extproc.health_file import load_health, save_health
 from extproc.ledger import Ledger, bounds_of
@@ -53,6 +55,9 @@ TICK_S = 0.25
 HEALTH_SAVE_S = 2.0
 STOP_GRACE_S = 2.0
 GC_THRESHOLDS = (10_000, 20, 50)
+SWITCH_INTERVAL_S = 0.0005
+"""How long another thread (ledger, metrics page, keys) may keep the interpreter from the requests: a tenth of Python's
+own default, which the event loop would pay at each of a request's messages."""
 SOCKET_MODE = 0o600
 # Above the largest max_body a config may ask for; Envoy's buffers are what bounds a message.
 MESSAGE_LIMIT_BYTES = 1040 * MIB
@@ -71,6 +76,7 @@ def run_serve(settings: ServeSettings, source: VersionSource) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     data_dir = DataDir(settings.data_dir)
     data_dir.create()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return asyncio.run(_Serve(settings, data_dir, source).run())
 
 
@@ -100,7 +106,7 @@ class _Serve:
             self._gateway,
             EnvoyFiles(data_dir, paths, find_envoy_or_none(settings.envoy, settings.environ)),
             source,
-            lambda snapshot: self._render(snapshot, paths),
+            _InstanceRenderer(settings, paths),
             data_dir.last_good,
             wall_clock,
             self,
@@ -144,20 +150,9 @@ class _Serve:
             await admin.stop(0)
             stop_metrics()
             await self._agent.leave()
-            save_health(self._data_dir.health_state, self._health)
+            await self._save_health()
             await asyncio.to_thread(self._ledger.close)
         return 0
-
-    def _render(self, snapshot: Snapshot, paths: EnvoyPaths) -> Rendered:
-        settings = self._settings
-        try:
-            refuse_open_door(snapshot, (settings.listen, settings.metrics_listen))
-        except StartError as refusal:
-            raise Refused(str(refusal)) from None
-        try:
-            return render(snapshot, listen_of(settings.listen), paths, settings.environ)
-        except OSError as error:
-            raise Refused(f"server.tls: {error.filename} cannot be read: {error.strerror}.") from None
 
     # -- what the agent tells ------------------------------------------------------------------------------------
 
@@ -250,9 +245,12 @@ class _Serve:
             self._gateway.sweep(now)
             if self._health_changed or now - saved >= HEALTH_SAVE_S:
                 self._health_changed, saved = False, now
-                save_health(self._data_dir.health_state, self._health)
+                await self._save_health()
             if self._settings.supervised and os.getppid() != parent:
                 stop.set()
+
+    async def _save_health(self) -> None:
+        await asyncio.to_thread(save_health, self._data_dir.health_state, self._health.dump())
 
     def _check_providers(self, tasks: asyncio.TaskGroup) -> None:
         """Start a check for each provider that the active version wants checked; a check ends by itself."""
@@ -262,6 +260,37 @@ class _Serve:
             if provider.health_check and (running is None or running.done()):
                 check = check_provider(self._gateway, name, self._data_dir.checks_socket, wall_clock, self._draw)
                 self._checked[name] = tasks.create_task(check)
+
+
+class _InstanceRenderer:
+    """Renders versions for this instance's addresses, paths and environment."""
+
+    def __init__(self, settings: ServeSettings, paths: EnvoyPaths) -> None:
+        self._settings = settings
+        self._paths = paths
+
+    def render(self, snapshot: Snapshot) -> Rendered:
+        """Return every document; raises Refused."""
+        settings = self._settings
+        try:
+            refuse_open_door(snapshot, (settings.listen, settings.metrics_listen))
+        except StartError as refusal:
+            raise Refused(str(refusal)) from None
+        with _readable_certificate():
+            return render(snapshot, listen_of(settings.listen), self._paths, settings.environ)
+
+    def read_secrets(self, snapshot: Snapshot) -> Secrets:
+        """Return the secrets as they are now; raises Refused."""
+        with _readable_certificate():
+            return read_secrets(snapshot, self._settings.environ)
+
+
+@contextmanager
+def _readable_certificate() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"server.tls: {error.filename} cannot be read: {error.strerror}.") from None
 
 
 class LogReader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -98,6 +99,7 @@ def judge_host(host: str) -> Verdict:
     return "private" if host in _PRIVATE_NAMES or host.endswith(".localhost") else "public"
 
 
+@cache
 def denied_networks(*, allow_private: bool) -> tuple[str, ...]:
     """Return every network that no connection may go to, whatever DNS says; IPv6 forms of IPv4 networks included."""
     plain = FORBIDDEN_NETWORKS if allow_private else FORBIDDEN_NETWORKS + PRIVATE_NETWORKS

@@ -10,8 +10,8 @@ import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 
-from extproc.config.snapshot import Provider, ResolvedModel, Snapshot
-from extproc.envoy_config.filters import REFUSING_HOST, REFUSING_PORT, end_filters, upstream_filters
+from extproc.config.snapshot import Provider, ResolvedModel, Server, Snapshot
+from extproc.envoy_config.filters import REFUSING_HOST, REFUSING_PORT, end_filters, foreign_headers, upstream_filters
 from extproc.envoy_config.resource import (
     LARGEST_BUFFER_BYTES,
     MIB,
@@ -49,11 +49,15 @@ def provider_clusters(snapshot: Snapshot, paths: EnvoyPaths) -> tuple[dict[tuple
     """Return which cluster serves each (provider, policy), and the cluster resources themselves."""
     by_pair: dict[tuple[str, str], str] = {}
     resources: dict[str, Json] = {}
+    named: dict[tuple[str, float], str] = {}
+    foreign = foreign_headers(snapshot.providers.values())
     for provider, policy in sorted(pairs_in_use(snapshot)):
-        connect_timeout_s = snapshot.policies[policy].connect_timeout_s
-        cluster = _provider_cluster(snapshot, snapshot.providers[provider], connect_timeout_s, paths)
-        by_pair[provider, policy] = cluster["name"]
-        resources[cluster["name"]] = cluster
+        wanted = provider, snapshot.policies[policy].connect_timeout_s
+        if wanted not in named:
+            cluster = _provider_cluster(snapshot.server, snapshot.providers[provider], wanted[1], foreign, paths)
+            named[wanted] = cluster["name"]
+            resources[cluster["name"]] = cluster
+        by_pair[provider, policy] = named[wanted]
     return by_pair, [resources[name] for name in sorted(resources)]
 
 
@@ -124,21 +128,23 @@ def own_address(address: str) -> Json:
     return {"pipe": {"path": address}}
 
 
-def _provider_cluster(snapshot: Snapshot, provider: Provider, connect_timeout_s: float, paths: EnvoyPaths) -> Json:
-    nameless = _cluster_named(_NAME_HASH_PLACE, snapshot, provider, connect_timeout_s, _ANYWHERE)
+def _provider_cluster(
+    server: Server, provider: Provider, connect_timeout_s: float, foreign: list[str], paths: EnvoyPaths
+) -> Json:
+    nameless = _cluster_named(_NAME_HASH_PLACE, server, provider, connect_timeout_s, foreign, _ANYWHERE)
     name = f"{provider.name}-{content_hash(nameless)}"
-    return _cluster_named(name, snapshot, provider, connect_timeout_s, paths)
+    return _cluster_named(name, server, provider, connect_timeout_s, foreign, paths)
 
 
 def _cluster_named(
-    name: str, snapshot: Snapshot, provider: Provider, connect_timeout_s: float, paths: EnvoyPaths
+    name: str, server: Server, provider: Provider, connect_timeout_s: float, foreign: list[str], paths: EnvoyPaths
 ) -> Json:
     host_address = _socket_address(provider.host, provider.port)
     is_address = _is_ip(provider.host)
     cluster: Json = {
         "name": name,
         "connect_timeout": seconds(connect_timeout_s),
-        "per_connection_buffer_limit_bytes": buffer_limit_bytes(snapshot.server),
+        "per_connection_buffer_limit_bytes": buffer_limit_bytes(server),
         "load_assignment": _assignment(
             name, [host_address, _socket_address(REFUSING_HOST, REFUSING_PORT)], _authority(provider)
         ),
@@ -148,7 +154,7 @@ def _cluster_named(
             _HTTP_OPTIONS: any_of(
                 _HTTP_OPTIONS,
                 **_http_versions(provider),
-                http_filters=upstream_filters(provider, snapshot.providers.values(), name, paths),
+                http_filters=upstream_filters(provider, foreign, name, paths),
             )
         },
     }

@@ -6,7 +6,8 @@ timer rules are not negotiable.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 
 from extproc.config.base_url import denied_networks
 from extproc.config.snapshot import Provider, SecretRef
@@ -38,25 +39,29 @@ def route_filter() -> Json:
     )
 
 
-def upstream_filters(provider: Provider, others: Iterable[Provider], cluster: str, paths: EnvoyPaths) -> list[Json]:
+def upstream_filters(provider: Provider, foreign: Sequence[str], cluster: str, paths: EnvoyPaths) -> list[Json]:
     """Return the chain of one provider cluster; responses run through it backwards.
 
-    What the chains of `others` add is dropped here: the attempts of a request share one header map.
+    The headers `foreign`, which other chains add, are dropped: the attempts of a request share one header map.
     """
     chain = [
         judge_filter(cluster),
         attempt_filter(cluster),
-        _header_filter(provider, foreign_headers(provider, others)),
+        _header_filter(provider, foreign),
     ]
     if provider.api_key is not None:
         chain.append(_credential_filter(provider, paths))
     # Wherever it stands, it acts when a host was chosen: before all others, and before a connection is made.
-    return [*chain, _address_filter(provider), _codec()]
+    return [*chain, _address_filter(allow_private=provider.allow_private_network), _codec()]
 
 
-def _address_filter(provider: Provider) -> Json:
-    """Refuse addresses that no provider may have, whatever DNS says, before a connection is made to them."""
-    networks = denied_networks(allow_private=provider.allow_private_network)
+@cache
+def _address_filter(*, allow_private: bool) -> Json:
+    """Refuse addresses that no provider may have, whatever DNS says, before a connection is made to them.
+
+    One document serves every provider, as there are but two; nobody changes a document once it is made.
+    """
+    networks = denied_networks(allow_private=allow_private)
     denied = {"or_rules": {"rules": [_upstream_at(network) for network in networks]}}
     refusing = _upstream_at(f"{REFUSING_HOST}/32", REFUSING_PORT)
     policy = {
@@ -168,13 +173,13 @@ def _ext_proc(name: str, role: str, cluster: str, mode: Json) -> Json:
     )
 
 
-def foreign_headers(provider: Provider, others: Iterable[Provider]) -> list[str]:
-    """Return the headers by which other providers know their accounts, and which this one must not see."""
-    told = {name for other in others for name in (other.auth_header, *(name for name, _ in other.headers))}
+def foreign_headers(providers: Iterable[Provider]) -> list[str]:
+    """Return the headers by which providers know their accounts: each chain drops them all, then sets its own."""
+    told = {name for one in providers for name in (one.auth_header, *(name for name, _ in one.headers))}
     return sorted(told - set(names.CREDENTIAL_HEADERS) - names.SHARED_HEADERS)
 
 
-def _header_filter(provider: Provider, foreign: list[str]) -> Json:
+def _header_filter(provider: Provider, foreign: Sequence[str]) -> Json:
     """Drop every credential and internal header on the way out, and what could steer us on the way back."""
     removed = [_remove_prefix(prefix) for prefix in names.INTERNAL_PREFIXES]
     removed += [{"remove": name} for name in (*names.CREDENTIAL_HEADERS, *foreign)]

@@ -12,7 +12,7 @@ from extproc.envoy_config.clusters import provider_clusters
 from extproc.envoy_config.listener import listener
 from extproc.envoy_config.resource import EnvoyPaths, Json, Listen, any_of
 from extproc.envoy_config.routes import route_configuration
-from extproc.envoy_config.secrets import secret_files
+from extproc.envoy_config.secrets import read_secrets
 from extproc.envoy_config.tracing import collector_cluster
 
 
@@ -32,7 +32,7 @@ class Rendered:
 def render(snapshot: Snapshot, listen: Listen, paths: EnvoyPaths, environ: Mapping[str, str]) -> Rendered:
     """Return the documents of a snapshot; pure but for reading key files."""
     clusters, resources = provider_clusters(snapshot, paths)
-    sds, missing = secret_files(snapshot, environ)
+    secrets = read_secrets(snapshot, environ)
     collector = collector_cluster(snapshot, paths)
     if collector is not None:
         resources.append(collector)
@@ -41,9 +41,9 @@ def render(snapshot: Snapshot, listen: Listen, paths: EnvoyPaths, environ: Mappi
         cds=[any_of("envoy.config.cluster.v3.Cluster", **cluster) for cluster in resources],
         rds=route_configuration(snapshot),
         lds=[one for one in (listener(snapshot, listen, paths), checks_listener(snapshot, paths)) if one],
-        sds=sds,
+        sds=secrets.files,
         clusters=clusters,
-        missing_keys=missing,
+        missing_keys=secrets.missing_keys,
     )
 
 

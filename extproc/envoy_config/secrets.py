@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from extproc.config.snapshot import Provider, SecretRef, Server, Snapshot
 from extproc.envoy_config.filters import secret_name
@@ -19,8 +20,15 @@ LISTENER_SECRET = "gateway-listener"  # noqa: S105  a name
 """The certificate of the front listener; no provider can be called so, because a provider's secret ends in a hash."""
 
 
-def secret_files(snapshot: Snapshot, environ: Mapping[str, str]) -> tuple[dict[str, Json], frozenset[str]]:
-    """Return SDS documents by file name, and the providers whose reference led nowhere.
+class Secrets(NamedTuple):
+    """SDS documents by file name, and the providers whose reference led nowhere."""
+
+    files: Mapping[str, Json]
+    missing_keys: frozenset[str]
+
+
+def read_secrets(snapshot: Snapshot, environ: Mapping[str, str]) -> Secrets:
+    """Read what a snapshot's references lead to now.
 
     Raises OSError when the listener's certificate cannot be read: without it nobody could be served.
     """
@@ -34,7 +42,7 @@ def secret_files(snapshot: Snapshot, environ: Mapping[str, str]) -> tuple[dict[s
             missing.add(provider.name)
         name, document = _secret(provider, provider.api_key, value or PLACEHOLDER)
         documents[f"{name}.json"] = document
-    return documents, frozenset(missing)
+    return Secrets(documents, frozenset(missing))
 
 
 def _listener_secret(server: Server) -> dict[str, Json]:

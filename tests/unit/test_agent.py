@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from extproc.core.gateway import Gateway
 from extproc.core.health import HealthEngine
 from extproc.data_dir import DataDir
 from extproc.envoy_config.render import Rendered
+from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
 from extproc.render import envoy_paths
 from extproc.serve import target_keys
@@ -97,8 +99,8 @@ class Diary(EnvoyFiles):
         if number_of(rendered) in self.invalid:
             raise Refused(f"no such filter in {number_of(rendered)}")
 
-    def write_secrets(self, rendered: Rendered) -> None:
-        self.keys.append(dict(rendered.sds))
+    def write_secrets(self, documents: Mapping[str, Any]) -> None:
+        self.keys.append(dict(documents))
 
     def keep_secrets(self, live: Iterable[Rendered]) -> None:
         self.kept_keys = [number_of(rendered) for rendered in live]
@@ -148,22 +150,31 @@ class World:
         self.gateway = Gateway(self.health, lambda: 0.5)
         self.environ: dict[str, str] = {"a": "sk-first"}
         self.seen: list[tuple[str, int]] = []
+        self.rendered: list[int] = []
+        self.read_on: list[threading.Thread] = []
         self.agent = self.restarted()
 
     def restarted(self) -> Agent:
-        return Agent(self.gateway, self.files, self.store, self.render, self.data_dir.last_good, lambda: self.now, self)
+        return Agent(self.gateway, self.files, self.store, self, self.data_dir.last_good, lambda: self.now, self)
 
     def render(self, snapshot: Snapshot) -> Rendered:
         number = snapshot.version
+        self.rendered.append(number)
+        sds, missing_keys = self.read_secrets(snapshot)
         return Rendered(
             bootstrap={"n": number},
             cds=[{"name": f"{provider}-{number}"} for provider in sorted(snapshot.providers)],
             rds={},
             lds=[],
-            sds={f"{name}.json": {"key": self.environ.get(name)} for name in sorted(snapshot.providers)},
+            sds=sds,
             clusters={(name, "default"): f"{name}-{number}" for name in snapshot.providers},
-            missing_keys=frozenset(snapshot.providers) - self.environ.keys(),
+            missing_keys=missing_keys,
         )
+
+    def read_secrets(self, snapshot: Snapshot) -> Secrets:
+        self.read_on.append(threading.current_thread())
+        files = {f"{name}.json": {"key": self.environ.get(name)} for name in sorted(snapshot.providers)}
+        return Secrets(files, frozenset(snapshot.providers) - self.environ.keys())
 
     # the agent's observer, as `serve` is
 
@@ -231,6 +242,7 @@ def running(world: World) -> World:
     world.store.told.clear()
     world.store.reports.clear()
     world.seen.clear()
+    world.read_on.clear()
     return world
 
 
@@ -691,6 +703,24 @@ def test_a_key_that_stays_is_left_alone(running: World) -> None:
         running.turns()
 
     assert [] == running.files.keys
+
+
+def test_looking_at_keys_renders_nothing_and_never_blocks_the_event_loop(running: World) -> None:
+    """Requests are decided on the event loop, and a large config takes long to render."""
+    before = list(running.rendered)
+    running.environ["a"] = "sk-second"
+    running.now += KEYS_S
+    running.turns()
+
+    assert before == running.rendered
+    assert threading.main_thread() not in running.read_on
+
+
+def test_a_new_version_is_rendered_off_the_event_loop(running: World) -> None:
+    running.publish(written(2))
+
+    assert (2, 1) == (running.active, len(running.read_on))
+    assert threading.main_thread() not in running.read_on
 
 
 def test_keys_are_looked_at_once_a_second(running: World) -> None:
