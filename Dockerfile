@@ -1,13 +1,13 @@
 # The external processor, the operator's CLI and the demonstration's fake providers; Envoy serves from its own image.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
-COPY requirements.lock pyproject.toml README.md LICENSE ./
+COPY requirements-runtime.lock pyproject.toml README.md LICENSE ./
 COPY extproc extproc
 COPY configctl configctl
-# The lock also holds what only developers need: it says which versions, pyproject.toml says which packages.
-RUN sed -n 's/^\([A-Za-z0-9._-]*==[^ ;\\]*\).*/\1/p' requirements.lock > constraints.txt \
- && python -m venv /opt/gateway \
- && /opt/gateway/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[postgres]'
+# Nothing is installed whose digest the lock does not name, what builds the package included.
+RUN python -m venv /opt/gateway \
+ && /opt/gateway/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements-runtime.lock \
+ && /opt/gateway/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/gateway /opt/gateway

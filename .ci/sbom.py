@@ -1,7 +1,9 @@
-"""Writes a CycloneDX 1.6 list of what a release runs with, from the locked environment; no network is asked.
+"""Writes a CycloneDX 1.6 list of what a release runs with, from the lock; no network is asked.
 
-`python .ci/sbom.py requirements.lock > dist/sbom.cdx.json`. Only what the project needs to run is listed, with the
-hashes that the lock file allows.
+`python .ci/sbom.py > dist/sbom.cdx.json`. What only builds or tests is left out; what the `postgres` extra brings is
+in, because the image and the Kubernetes example run with it. Versions and the hashes that are allowed come from the
+lock, the project's own version from its source; only licences are read from what is installed, where that is the same
+version.
 """
 
 from __future__ import annotations
@@ -9,89 +11,63 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+from locked import LOCK, ROOT, Locked, read_lock, run_with
+
 PROJECT = "ai-model-gateway"
-_NEED = re.compile(r"([A-Za-z0-9._-]+)(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?")
-_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+_VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
 
 
-def normal(name: str) -> str:
-    """Return a package's name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def needs(name: str, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield what a package needs here, with the extras it asks for."""
-    for line in metadata.requires(name) or ():
-        match = _NEED.match(line)
-        if match is None:
-            continue
-        marker = match[4] or ""
-        wanted = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
-        if wanted is not None and wanted[1] not in extras:
-            continue
-        yield normal(match[1]), frozenset(filter(None, re.split(r"[,\s]+", match[2] or "")))
-
-
-def closure(root: str) -> list[str]:
-    """Return every package that is installed because `root` needs it, sorted."""
-    found: dict[str, frozenset[str]] = {}
-    waiting = list(needs(root, frozenset()))
-    while waiting:
-        name, extras = waiting.pop()
-        if name in found and extras <= found[name]:
-            continue
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # a marker that is not true here
-        found[name] = found.get(name, frozenset()) | extras
-        waiting += needs(name, found[name])
-    return sorted(found)
-
-
-def locked_hashes(lock: str) -> dict[str, list[str]]:
-    """Return the allowed SHA-256 of each package in a lock file."""
-    entries = re.split(r"(?m)^(?=[A-Za-z0-9])", lock)
-    return {normal(entry.partition("==")[0].strip()): _HASH.findall(entry) for entry in entries if "==" in entry}
-
-
-def component(name: str, hashes: dict[str, list[str]]) -> dict[str, Any]:
+def component(locked: Locked) -> dict[str, Any]:
     """Return one package in CycloneDX's form."""
-    version = metadata.version(name)
-    about = metadata.metadata(name)
-    told = about.get("License-Expression") or about.get("License") or ""
+    purl = f"pkg:pypi/{locked.name}@{locked.version}"
     entry: dict[str, Any] = {
         "type": "library",
-        "bom-ref": f"pkg:pypi/{name}@{version}",
-        "name": name,
-        "version": version,
-        "purl": f"pkg:pypi/{name}@{version}",
-        "properties": [{"name": "locked:sha256", "value": value} for value in hashes.get(name, [])],
+        "bom-ref": purl,
+        "name": locked.name,
+        "version": locked.version,
+        "purl": purl,
+        "properties": [{"name": "locked:sha256", "value": value} for value in locked.hashes],
     }
-    if 0 < len(told) < 100:
+    if told := _licence(locked):
         entry["licenses"] = [{"license": {"name": told}}]
     return entry
 
 
-def main(lock: str) -> None:
+def _licence(locked: Locked) -> str:
+    try:
+        about = metadata.metadata(locked.name)
+    except metadata.PackageNotFoundError:
+        return ""
+    told = about.get("License-Expression") or about.get("License") or ""
+    # Older packages put the whole text there.
+    return told if about.get("Version") == locked.version and len(told) < 100 else ""
+
+
+def project_version() -> str:
+    """Return the version that the source says: what is installed may be older."""
+    found = _VERSION.search((ROOT / "extproc" / "__init__.py").read_text(encoding="utf-8"))
+    if found is None:
+        sys.exit('extproc/__init__.py holds no line __version__ = "..."')
+    return found[1]
+
+
+def main() -> None:
     """Print the document."""
-    hashes = locked_hashes(Path(lock).read_text(encoding="utf-8"))
-    version = metadata.version(PROJECT)
+    lock = read_lock(LOCK.read_text(encoding="utf-8"))
+    wanted = run_with(lock, (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     document = {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {"component": {"type": "application", "name": PROJECT, "version": version}},
-        "components": [component(name, hashes) for name in closure(PROJECT)],
+        "metadata": {"component": {"type": "application", "name": PROJECT, "version": project_version()}},
+        "components": [component(wanted[name]) for name in sorted(wanted)],
     }
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -1,4 +1,4 @@
-"""Asks a running gateway through the admin API on the Unix socket of its data directory.
+"""Asks a running gateway through its admin API: the Unix socket of its data directory, or TCP with certificates.
 
 Owns the connection and the sentences for a gateway that is not there or does not answer. Returns the API's own
 messages; their JSON is `live_shapes.py`'s.
@@ -15,6 +15,7 @@ import grpc
 import orjson
 
 from configctl.commands import Refusal
+from configctl.options import DEFAULT_DATA_DIR, Place
 from extproc.config.snapshot import TargetKey
 from extproc.core.health import View
 from extproc.core.health_state import State
@@ -23,7 +24,6 @@ from extproc.wire.pb import admin_pb2 as pb
 
 SERVICE = "gateway.v1.Admin"
 TIMEOUT_S = 10.0
-DEFAULT_DATA_DIR = "./.gateway"
 
 
 class AdminError(Refusal):
@@ -34,11 +34,24 @@ class AdminClient:
     """One connection to a gateway; a context manager."""
 
     def __init__(self, data_dir: str | None) -> None:
-        self._data_dir = Path(data_dir or DEFAULT_DATA_DIR)
-        self._socket = DataDir(self._data_dir).admin_socket
-        if not self._socket.exists():
+        shown = data_dir or DEFAULT_DATA_DIR
+        self._where, self._nobody_there = f"on {shown}", _nobody_on(shown)
+        socket = DataDir(Path(shown)).admin_socket
+        if not socket.exists():
             raise AdminError(self._nobody_there)
-        self._channel = grpc.insecure_channel(f"unix:{self._socket}")
+        self._channel = grpc.insecure_channel(f"unix:{socket}")
+
+    @classmethod
+    def of(cls, place: Place) -> AdminClient:
+        """Connect to where flags say: an address with certificates, else the data directory's socket."""
+        if not place.admin:
+            return cls(place.data_dir)
+        client = cls.__new__(cls)
+        client._where, client._nobody_there = f"at {place.admin}", _nobody_at(place.admin)
+        # No proxy: the two ends know each other by their certificates.
+        options = [("grpc.enable_http_proxy", 0)]
+        client._channel = grpc.secure_channel(place.admin, _credentials(place), options=options)
+        return client
 
     def __enter__(self) -> AdminClient:
         return self
@@ -98,30 +111,56 @@ class AdminClient:
         except grpc.RpcError as error:
             raise AdminError(self._sentence(error)) from None
 
-    @property
-    def _nobody_there(self) -> str:
-        return (
-            f"No gateway runs on the data directory {self._data_dir}: start one with `extproc up`, "
-            "or name another directory with --data-dir."
-        )
-
     def _sentence(self, error: Any) -> str:
         code = error.code()
         if code is grpc.StatusCode.UNAVAILABLE:
             return self._nobody_there
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"The gateway on {self._data_dir} did not answer within {TIMEOUT_S:g} s."
+            return f"The gateway {self._where} did not answer within {TIMEOUT_S:g} s."
         if code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION):
             return str(error.details())
-        return f"The gateway on {self._data_dir} could not answer ({code.name})."
+        return f"The gateway {self._where} could not answer ({code.name})."
 
 
-def current_health(data_dir: str | None) -> Callable[[TargetKey], View] | None:
-    """Return how a running gateway sees each target, for `preview`; None when none runs."""
+def _nobody_on(data_dir: str) -> str:
+    return (
+        f"No gateway runs on the data directory {data_dir}: start one with `extproc up`, "
+        "or name another directory with --data-dir."
+    )
+
+
+def _nobody_at(address: str) -> str:
+    return (
+        f"No gateway can be reached at {address}: either none listens there (`extproc up --admin-listen`), or one of "
+        "the two certificates is not accepted: --tls-ca must have signed the gateway's, for this host, and the "
+        "gateway's --admin-client-ca must have signed --tls-cert."
+    )
+
+
+def _credentials(place: Place) -> grpc.ChannelCredentials:
+    files = {"--tls-ca": place.tls_ca, "--tls-key": place.tls_key, "--tls-cert": place.tls_cert}
+    missing = [flag for flag, name in files.items() if not name]
+    if missing:
+        raise AdminError(
+            f"--admin needs {' and '.join(sorted(missing))} too: the gateway takes callers by certificate."
+        )
     try:
-        with AdminClient(data_dir) as client:
+        return grpc.ssl_channel_credentials(*(Path(name or "").read_bytes() for name in files.values()))
+    except OSError as error:
+        raise AdminError(f"{error.filename} cannot be read: {error.strerror}.") from None
+
+
+def current_health(place: Place) -> Callable[[TargetKey], View] | None:
+    """Return how a running gateway sees each target, for `preview`; None when none runs in the data directory.
+
+    A gateway that was named with --admin must answer.
+    """
+    try:
+        with AdminClient.of(place) as client:
             rows = client.health()
     except AdminError:
+        if place.admin:
+            raise
         return None
     views = {row.subject: _view(row) for row in rows}
 

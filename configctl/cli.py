@@ -8,7 +8,6 @@ Owns the spelling of verbs and their arguments, and the exit codes: 0 done, 1 re
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import click
@@ -20,6 +19,7 @@ from configctl.options import (
     Place,
     Verbs,
     author_option,
+    gateway_options,
     json_option,
     open_store,
     place_options,
@@ -27,7 +27,7 @@ from configctl.options import (
     wait_options,
 )
 from configctl.render import Screen
-from configctl.store import Store
+from configctl.store import Store, StoreError
 from extproc import __version__
 
 DIFFERS = 3
@@ -40,7 +40,7 @@ _REFUSED = 1
     epilog="\b\nExample:\n  configctl preview gateway.yaml && configctl publish gateway.yaml -m 'Move gpt-4o to azure'",
 )
 @click.version_option(__version__, prog_name="configctl")
-@place_options(from_environment=True)
+@gateway_options(from_environment=True)
 @click.pass_context
 def main(context: click.Context, /, **places: str | None) -> None:
     """Preview, publish, audit and roll back what the gateway does.
@@ -93,12 +93,12 @@ def diff(place: Place, first: str | None, second: str | None, exit_code: bool, a
 @verb(main, "configctl preview gateway.yaml --strict")
 @click.argument("file")
 @click.option("--strict", is_flag=True, help="Exit 1 when there are findings.")
-@place_options()
+@gateway_options()
 @json_option
 def preview(place: Place, file: str, strict: bool, as_json: bool) -> int:
     """Show what publishing FILE would change for callers and for Envoy, and which policy is dead."""
     with open_store(place) as store:
-        effects = commands.preview(store, file, current_health(place.data_dir))
+        effects = commands.preview(store, file, current_health(place))
     screen = Screen()
     if as_json:
         screen.json(shapes.of_preview(effects))
@@ -179,22 +179,27 @@ def current(place: Place, as_json: bool) -> int:
 
 
 @verb(main, "configctl status --json")
-@place_options()
+@gateway_options()
 @json_option
 def status(place: Place, as_json: bool) -> int:
-    """Show the wanted version, and of every gateway what it applied, since when, and its last error."""
-    now = time.time()
-    with open_store(place) as store:
-        found = commands.status(store, now)
-    live = live_commands.live_status(place)
+    """Show the wanted version, and of every gateway what it applied, since when, and its last error.
+
+    Without the store, what the gateway itself says, and exit code 1.
+    """
     screen = Screen()
+    found, fault = _status_of(place)
+    live = live_commands.live_status(place)
     if as_json:
-        screen.json({**shapes.of_status(found, now), "gateway": live})
+        told = shapes.of_status(*found) if found else {"active": None, "instances": []}
+        screen.json({**told, "gateway": live, "store_error": fault})
     else:
-        render.print_status(screen.data, found, now)
+        if found:
+            render.print_status(screen.data, *found)
         if live is not None:
             live_render.print_instance(screen.data, live)
-    return 0
+    if fault:
+        screen.say(fault)
+    return _REFUSED if fault else 0
 
 
 @verb(main, "configctl audit", "configctl audit verify")
@@ -265,3 +270,13 @@ def _verify_audit(store: Store, screen: Screen, as_json: bool) -> int:
     else:
         render.print_verified(screen.data, verified)
     return _REFUSED if verified.broken else 0
+
+
+def _status_of(place: Place) -> tuple[tuple[commands.Status, float] | None, str | None]:
+    """Return what the store says and its time, or why it says nothing."""
+    try:
+        with open_store(place) as store:
+            now = store.now()
+            return (commands.status(store, now), now), None
+    except StoreError as error:
+        return None, str(error)

@@ -132,8 +132,8 @@ def audit(store: Store, limit: int) -> tuple[AuditEntry, ...]:
 def verify_audit(store: Store) -> Verified:
     """Recompute the chain and every version's digest."""
     broken = store.verify()
-    entries = store.audit_entries()
-    return Verified(len(entries), len(store.versions()), entries[0].hash if entries else None, broken)
+    held = store.tally()
+    return Verified(held.entries, held.versions, held.head, broken)
 
 
 def new_key() -> ClientKey:

@@ -1,6 +1,6 @@
 """A store's URL -> an SQLAlchemy engine that commits safely, or a sentence that says why not.
 
-Owns what differs between SQLite and PostgreSQL: files and their modes, pragmas, locks, time limits.
+Owns what differs between SQLite and PostgreSQL: files and their modes, pragmas, locks, time limits, the clock.
 Invariants: a writing transaction on SQLite takes the write lock when it begins, so that what it read is still true when
 it writes; a store file that somebody replaced is opened anew; no message holds a password.
 """
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Double, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.sql.functions import FunctionElement
 
 BUSY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5
@@ -73,6 +75,24 @@ def sqlite_path(url: URL) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
         return None
     return Path(url.database)
+
+
+class database_now(FunctionElement[float]):  # noqa: N801 - a function of SQL
+    """The database's clock in epoch seconds: as of this moment, not of the transaction's start."""
+
+    inherit_cache = True
+    type = Double()
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(_element: Any, _compiler: Any, **_: Any) -> str:
+    return "extract(epoch FROM clock_timestamp())"
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(_element: Any, _compiler: Any, **_: Any) -> str:
+    # Days, from https://www.sqlite.org/lang_datefunc.html: `unixepoch('subsec')` is not in every SQLite.
+    return "(julianday('now') - 2440587.5) * 86400.0"
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def _await(
         if spinner is not None:
             spinner.update(render.waiting_line(verdicts))
 
-    timing = changes.Timing(timeout_s, time.time, time.sleep, progress)
+    timing = changes.Timing(timeout_s, store.now, time.sleep, progress)
     with spinner or nullcontext():
         return changes.await_verdicts(store, version, act, timing, keep=keep)
 

@@ -10,8 +10,9 @@ import getpass
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import orjson
@@ -20,12 +21,13 @@ from rich.live import Live
 from configctl import live_render, live_shapes
 from configctl.admin_client import AdminClient, AdminError
 from configctl.live_shapes import Json
-from configctl.options import Place, Verbs, json_option, place_options, verb
+from configctl.options import Place, Verbs, check_text, gateway_options, json_option, verb
 from configctl.render import Screen
 from extproc.config.units import parse_duration
 from extproc.wire.pb import admin_pb2 as pb
 
 _WATCH_S = 1.0
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _MAX_LISTED = 1000
 
 
@@ -37,18 +39,23 @@ def register(main: click.Group) -> None:
 
 
 def live_status(place: Place) -> Json | None:
-    """Return what the gateway on a data directory says of itself, None when none runs there."""
+    """Return what the gateway on a data directory says of itself, None when none runs there.
+
+    A gateway that was named with --admin must answer.
+    """
     try:
-        with AdminClient(place.data_dir) as client:
+        with AdminClient.of(place) as client:
             return live_shapes.of_instance(client.status())
     except AdminError:
+        if place.admin:
+            raise
         return None
 
 
 def list_health(place: Place, *, as_json: bool, follow: bool = False) -> int:
     """Print every provider account and target."""
     screen = Screen()
-    with AdminClient(place.data_dir) as client:
+    with AdminClient.of(place) as client:
         rows = _health(client)
         if as_json:
             screen.json(rows)
@@ -62,10 +69,13 @@ def list_health(place: Place, *, as_json: bool, follow: bool = False) -> int:
 def set_health(place: Place, request: pb.SetHealthRequest, *, as_json: bool) -> int:
     """Carry out an order and print the subject's new row."""
     screen = Screen()
-    with AdminClient(place.data_dir) as client:
-        row = live_shapes.of_health(client.set_health(request))
+    with AdminClient.of(place) as client:
+        answer = client.set_health(request)
+    row = live_shapes.of_health(answer)
+    if not answer.in_audit:
+        screen.say("The store cannot be reached: the order holds, and the audit has it as soon as it can be.", "yellow")
     if as_json:
-        screen.json(row)
+        screen.json(row | {"in_audit": answer.in_audit})
     else:
         reason = f" ({row['reason']})" if row["reason"] else ""
         screen.say(f"{row['subject']} is {row['state']}{reason} on this gateway.")
@@ -75,7 +85,7 @@ def set_health(place: Place, request: pb.SetHealthRequest, *, as_json: bool) -> 
 def list_requests(place: Place, request: pb.ListRequestsRequest, *, as_json: bool) -> int:
     """Print past requests, and new ones as they end when the request says follow."""
     screen = Screen()
-    with AdminClient(place.data_dir) as client:
+    with AdminClient.of(place) as client:
         rows = (live_shapes.of_request(row) for row in client.requests(request))
         if not request.follow:
             listed = list(rows)
@@ -98,7 +108,7 @@ def list_requests(place: Place, request: pb.ListRequestsRequest, *, as_json: boo
 
 def explain_request(place: Place, request_id: str, *, as_json: bool) -> int:
     """Print one request's story."""
-    with AdminClient(place.data_dir) as client:
+    with AdminClient.of(place) as client:
         story = client.explain(request_id)
     screen = Screen()
     if as_json:
@@ -123,63 +133,75 @@ def _register_health(main: click.Group) -> None:
     examples = "\b\nExamples:\n  configctl health --json\n  configctl health drain azure --reason 'their incident'"
 
     @main.group(cls=Verbs, name="health", invoke_without_command=True, epilog=examples)
-    @place_options()
+    @gateway_options()
     @json_option
     @click.pass_context
-    def health(context: click.Context, data_dir: str | None, store: str | None, as_json: bool) -> None:
+    def health(context: click.Context, /, as_json: bool, **places: str | None) -> None:
         """Show the health of targets and provider accounts, or take one out of service."""
-        context.obj = Place(data_dir, store).under(context.find_object(Place) or Place())
+        context.obj = Place(**places).under(context.find_object(Place) or Place())
         if context.invoked_subcommand is None:
-            context.invoke(list, as_json=as_json, data_dir=None, store=None, follow=False)
+            context.invoke(list, as_json=as_json, follow=False, **dict.fromkeys(places))
 
     @verb(health, "configctl health list --follow")
     @click.option("--follow", is_flag=True, help="Keep the table up to date (on a terminal).")
-    @place_options()
+    @gateway_options()
     @json_option
     def list(place: Place, follow: bool, as_json: bool) -> int:  # noqa: A001 - the verb's name
         """List every provider account and target of this gateway."""
         return list_health(place, as_json=as_json, follow=follow)
 
     @verb(health, "configctl health drain openai/gpt-4o --reason 'their incident 512' --for 1h")
-    @_order_options
+    @_order_options(lasting=True)
     def drain(place: Place, **options: Any) -> int:
         """Send SUBJECT no more traffic, except when nothing else can serve."""
         return _ordered(place, pb.HEALTH_ACTION_DRAIN, **options)
 
     @verb(health, "configctl health down azure --reason 'contract ended'")
-    @_order_options
+    @_order_options(lasting=True)
     def down(place: Place, **options: Any) -> int:
         """Send SUBJECT no traffic at all."""
         return _ordered(place, pb.HEALTH_ACTION_DOWN, **options)
 
     @verb(health, "configctl health restore openai/gpt-4o")
-    @click.argument("subject")
-    @place_options()
-    @json_option
-    def restore(place: Place, subject: str, as_json: bool) -> int:
+    @_order_options(lasting=False)
+    def restore(place: Place, **options: Any) -> int:
         """Put SUBJECT back in full service; its order and its cooldown are forgotten."""
-        request = pb.SetHealthRequest(subject=subject, action=pb.HEALTH_ACTION_RESTORE)
-        return set_health(place, request, as_json=as_json)
+        return _ordered(place, pb.HEALTH_ACTION_RESTORE, lasting=None, **options)
 
 
-def _order_options(command: Any) -> Any:
-    options = (
+def _order_options(*, lasting: bool) -> Callable[[_Command], _Command]:
+    """Add what the orders have in common; one that lasts needs a reason, and may have an end."""
+    options = [
         click.argument("subject", metavar="SUBJECT"),
-        click.option("--reason", required=True, metavar="WHY", help="Why; shown in the health table."),
-        click.option("--owner", envvar="GATEWAY_AUTHOR", metavar="NAME", help="Whose order it is [default: you]."),
-        click.option("--for", "lasting", metavar="TIME", help="How long, for example 30m [default: until restored]."),
-        place_options(),
+        click.option("--reason", required=lasting, default="", metavar="WHY", help="Why; kept in the audit."),
+        click.option(
+            "--owner",
+            "--author",
+            "owner",
+            envvar="GATEWAY_AUTHOR",
+            metavar="NAME",
+            help="Whose order it is [env: GATEWAY_AUTHOR; default: you]; with --admin, your certificate says it.",
+        ),
+        gateway_options(),
         json_option,
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    ]
+    if lasting:
+        text = "How long, for example 30m [default: until restored]."
+        options.append(click.option("--for", "lasting", metavar="TIME", help=text))
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def _ordered(
     place: Place, action: int, *, subject: str, reason: str, owner: str | None, lasting: str | None, as_json: bool
 ) -> int:
-    request = pb.SetHealthRequest(subject=subject, action=action, owner=owner or _login(), reason=reason)  # type: ignore[arg-type]  # an enum's number
+    who = check_text(owner or _login(), "owner")
+    request = pb.SetHealthRequest(subject=subject, action=action, owner=who, reason=reason)  # type: ignore[arg-type]  # an enum's number
     if lasting is not None:
         try:
             request.expires_in_s = parse_duration(lasting)
@@ -198,7 +220,7 @@ def _register_requests(main: click.Group) -> None:
     @click.option("--served-by", default="", metavar="TARGET", help="Only those that provider/model served.")
     @click.option("--class", "error_class", default="", metavar="CLASS", help="Only with such a failed attempt.")
     @click.option("--since", metavar="TIME", help="Only the last so long, for example 15m.")
-    @place_options()
+    @gateway_options()
     @json_option
     def requests(place: Place, since: str | None, as_json: bool, **filters: Any) -> int:
         """List past requests, newest first."""
@@ -214,7 +236,7 @@ def _register_requests(main: click.Group) -> None:
 def _register_explain(main: click.Group) -> None:
     @verb(main, "configctl explain 1f6c2a50-4c1e-9f6e-8f43-0d1f5a0b7f11")
     @click.argument("request_id")
-    @place_options()
+    @gateway_options()
     @json_option
     def explain(place: Place, request_id: str, as_json: bool) -> int:
         """Tell the story of one request, and plan it again to check."""

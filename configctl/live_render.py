@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from configctl.live_shapes import Json
-from configctl.render import Screen, one_line, print_rows
+from configctl.render import Screen, one_line, print_rows, visible
 
 HEALTH_HEADERS = ("subject", "state", "share", "until", "reason", "order")
 REQUEST_HEADERS = (
@@ -119,7 +119,7 @@ def print_instance(console: Console, live: Json) -> None:
 def print_story(console: Console, story: dict[str, Any]) -> None:
     """Print one request's story in the order in which it happened."""
     for line, style in story_lines(story):
-        console.print(Text(line, style=style))
+        console.print(Text(visible(line), style=style))
 
 
 def story_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -155,6 +155,8 @@ def _candidate_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
             told += f", {candidate['share']:.0%} of its weight"
         if candidate["until"] is not None:
             told += f", for another {max(0.0, candidate['until'] - story['arrived']):.1f} s"
+        if candidate["evidence"]:
+            told += f" ({', '.join(candidate['evidence'])})"
         place = f"{candidate['public_model']} tier {candidate['tier']} weight {candidate['weight']}"
         yield f"  {verdict} {candidate['target']} ({place}): {told}", "" if candidate["eligible"] else "yellow"
     order = ", ".join(f"{place['target']} ({place['mode']})" for place in story["plan"]) or "nobody"
@@ -187,7 +189,9 @@ def _outcome_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if story["tokens"]:
         yield f"tokens: {', '.join(f'{count} {kind}' for kind, count in story['tokens'].items())}", ""
     again = story["replay"]
-    if again["same"]:
+    if again["same"] is None:
+        yield f"not planned again: {again['not_run']}", "yellow"
+    elif again["same"]:
         yield "planned again under the recorded version and evidence: the same plan", ""
     else:
         yield f"planned again: {again['differs']}", "yellow"

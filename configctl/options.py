@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,14 +39,24 @@ class Verbs(click.Group):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the store is, as far as flags say so."""
+    """Where the store is, and the gateway to ask, as far as flags say so."""
 
     data_dir: str | None = None
     store: str | None = None
+    admin: str | None = None
+    """`HOST:PORT` of a gateway's admin API; None: the Unix socket in the data directory."""
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_ca: str | None = None
 
     def under(self, outer: Place) -> Place:
         """Return this place with what it leaves open taken from the flags before the verb."""
-        return Place(self.data_dir or outer.data_dir, self.store or outer.store)
+        return Place(*(getattr(self, name) or getattr(outer, name) for name in PLACE_OPTIONS))
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> Place:
+        """Take a verb's own flags out of its options."""
+        return cls(**{name: options.pop(name) for name in PLACE_OPTIONS if name in options})
 
     @property
     def url(self) -> str:
@@ -54,6 +64,9 @@ class Place:
         if self.store:
             return self.store
         return f"sqlite:///{DataDir(Path(self.data_dir or DEFAULT_DATA_DIR)).store_db}"
+
+
+PLACE_OPTIONS = tuple(field.name for field in fields(Place))
 
 
 def open_store(place: Place, *, create: bool = False) -> Store:
@@ -73,9 +86,8 @@ def verb(group: click.Group, *examples: str) -> Callable[[Callable[..., int]], c
         def run(*args: Any, **options: Any) -> None:
             context = click.get_current_context()
             if "data_dir" in options:
-                inner = Place(options.pop("data_dir"), options.pop("store"))
                 outer = context.find_object(Place) or Place()
-                options["place"] = inner.under(outer)
+                options["place"] = Place.taken_from(options).under(outer)
             context.exit(_answered(function, args, options))
 
         lines = "\n".join(f"  {example}" for example in examples)
@@ -95,6 +107,30 @@ def place_options(*, from_environment: bool = False) -> Callable[[_Command], _Co
         command = click.option("--store", envvar=envvar, metavar="URL", help=store)(command)
         envvar = "GATEWAY_DATA_DIR" if from_environment else None
         return click.option("--data-dir", envvar=envvar, metavar="DIR", help=data_dir)(command)
+
+    return add
+
+
+def gateway_options(*, from_environment: bool = False) -> Callable[[_Command], _Command]:
+    """Add where the store is and which gateway to ask; the same rule of precedence."""
+    texts = {
+        "tls_ca": "Who signed the gateway's certificate",
+        "tls_key": "Your certificate's key",
+        "tls_cert": "Your certificate: the name in it is who acts",
+        "admin": "A gateway's admin API, over TLS with the three files below",
+    }
+
+    def add(command: _Command) -> _Command:
+        for name, text in texts.items():
+            variable = f"GATEWAY_{name.upper()}"
+            default = "the socket in the data directory" if name == "admin" else "none"
+            command = click.option(
+                f"--{name.replace('_', '-')}",
+                envvar=variable if from_environment else None,
+                metavar="HOST:PORT" if name == "admin" else "FILE",
+                help=f"{text} [env: {variable}; default: {default}]",
+            )(command)
+        return place_options(from_environment=from_environment)(command)
 
     return add
 

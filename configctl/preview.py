@@ -15,11 +15,14 @@ from extproc.config.lint import Finding, find_dead_policy
 from extproc.config.snapshot import Model, Protocol, ResolvedModel, Snapshot, TargetKey
 from extproc.core.health import View
 from extproc.core.plan import Plan, plan_request
+from extproc.envoy_config.checks import checks_listener
 from extproc.envoy_config.clusters import provider_clusters
 from extproc.envoy_config.filters import secret_name
 from extproc.envoy_config.listener import listener
 from extproc.envoy_config.resource import EnvoyPaths, Json, Listen, content_hash
 from extproc.envoy_config.routes import route_configuration
+from extproc.envoy_config.secrets import listener_secret_name
+from extproc.envoy_config.tracing import collector_cluster
 
 Health = Callable[[TargetKey], View]
 
@@ -123,15 +126,19 @@ _ResourceKey = tuple[Literal["listener", "route", "cluster", "secret"], str]
 
 def _resources(snapshot: Snapshot) -> Iterator[tuple[_ResourceKey, str]]:
     """Yield every resource with the hash of its content; secrets by the name of their reference alone."""
-    front = listener(snapshot, _ANY_LISTEN, _ANY_PATHS)
-    yield ("listener", front["name"]), content_hash(front)
-    for cluster in provider_clusters(snapshot, _ANY_PATHS)[1]:
-        yield ("cluster", cluster["name"]), ""
+    for one in (listener(snapshot, _ANY_LISTEN, _ANY_PATHS), checks_listener(snapshot, _ANY_PATHS)):
+        if one is not None:
+            yield ("listener", one["name"]), content_hash(one)
+    for cluster in (*provider_clusters(snapshot, _ANY_PATHS)[1], collector_cluster(snapshot, _ANY_PATHS)):
+        if cluster is not None:
+            yield ("cluster", cluster["name"]), ""
     for route in _routes(snapshot):
         yield ("route", route["name"]), content_hash(route)
     for provider in snapshot.providers.values():
         if provider.api_key is not None:
             yield ("secret", secret_name(provider.name, provider.api_key, provider.auth_prefix)), ""
+    if snapshot.server.tls_cert_file and snapshot.server.tls_key_file:
+        yield ("secret", listener_secret_name(snapshot.server.tls_cert_file, snapshot.server.tls_key_file)), ""
 
 
 def _routes(snapshot: Snapshot) -> Iterator[Json]:

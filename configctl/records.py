@@ -14,8 +14,19 @@ import orjson
 
 Kind: TypeAlias = Literal["publish", "rollback"]
 Outcome: TypeAlias = Literal["pending", "applied", "failed"]
-Act: TypeAlias = Literal["publish", "rollback", "return", "applied", "failed"]
-"""What an audit entry tells: the operator's two acts, the way back after a refusal, and the gateways' two verdicts."""
+Act: TypeAlias = Literal[
+    "publish",
+    "rollback",
+    "return",
+    "applied",
+    "failed",
+    "health_drain",
+    "health_down",
+    "health_restore",
+    "health_order",
+]
+"""What an audit entry tells: the operator's two acts on versions, the way back after a refusal, the gateways' two
+verdicts, and orders about health (the last one: an order that names none of the three, refused)."""
 
 LIVE_WITHIN_S = 10.0
 """An instance is live while its last heartbeat is younger than this."""

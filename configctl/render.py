@@ -67,8 +67,13 @@ def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence
 
 
 def one_line(text: str) -> str:
-    """Return text fit for one line: control characters become spaces."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    """Return text fit for one line: control characters become spaces, and several spaces one."""
+    return " ".join(visible(text).split())
+
+
+def visible(text: str) -> str:
+    """Return text that cannot steer a terminal: each control character becomes a space."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def print_history(console: Console, versions: Iterable[Version], active: int | None) -> None:

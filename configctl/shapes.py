@@ -80,7 +80,10 @@ def of_shown(version: Version) -> Json:
 
 
 def of_status(status: Status, now: float) -> Json:
-    """`status`: `{active: version or null, instances: [instance], gateway: live part or null}`; see live_shapes."""
+    """`status`, besides `gateway` (see live_shapes, or null) and `store_error` (a sentence or null).
+
+    `{active: version or null, instances: [instance]}`; both are empty when there is a `store_error`.
+    """
     return {
         "active": of_version(status.active) if status.active else None,
         "instances": [of_instance(instance, now) for instance in status.instances],

@@ -1,4 +1,4 @@
-"""The config store as a gateway instance sees it; implements `extproc.versions.VersionSource`.
+"""The config store as a gateway instance sees it; implements `extproc.versions.InstanceStore`.
 
 Owns the translation of the store's faults to OSError and the identity of the instance; everything else is the store's.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from extproc.config.load import load_config, parse_config_file
 from extproc.config.model import GatewayConfig
 from extproc.config.snapshot import Snapshot
 from extproc.settings import StartError
-from extproc.versions import Report, Wanted, read_last_good
+from extproc.versions import HealthOrder, Report, Wanted, read_last_good
 
 if TYPE_CHECKING:
     from configctl.store import Store
@@ -36,6 +38,7 @@ class StoreSource:
         self._url = url
         self._instance = instance
         self._store: Store | None = None
+        self._opening = threading.Lock()
         self._last: Wanted | None = None
 
     def wanted(self) -> Wanted | None:
@@ -45,11 +48,13 @@ class StoreSource:
             if number is None:
                 return None
             if self._last is None or self._last.number != number:
-                version = store.version(number)
-                if version is None:
-                    return None
-                self._last = Wanted(version.number, version.digest, version.content.decode())
+                self._last = _wanted(store.version(number))
             return self._last
+
+    def version(self, number: int) -> Wanted | None:
+        """Return a version whatever became of it."""
+        with self._open() as store:
+            return _wanted(store.version(number))
 
     def report(self, report: Report) -> None:
         """Record a heartbeat."""
@@ -63,7 +68,7 @@ class StoreSource:
                 applied=report.applied,
                 error=refused,
                 missing_keys=report.missing_keys,
-                now=time.time(),
+                now=store.now(),
             )
 
     def applied(self, number: int) -> None:
@@ -76,10 +81,28 @@ class StoreSource:
         with self._open() as store:
             store.mark_outcome(number, "failed", reason, actor=self._instance, now=time.time())
 
+    def ordered(self, order: HealthOrder) -> None:
+        """Write an operator's order about this instance's health into the audit."""
+        detail = {
+            "gateway": self._instance,
+            "named_by": order.named_by,
+            "subject": order.subject,
+            "message": order.reason or None,
+            "expires_at": _iso(order.expires_at),
+            "outcome": "done" if order.refused is None else "refused",
+            "reason": order.refused,
+        }
+        with self._open() as store:
+            refused = order.refused is not None
+            store.record(order.act, order.actor, detail, order.at, refused=refused, own_id=order.id)
+
     def leave(self) -> None:
         """Take this instance off the list: it stops in good order."""
         with suppress(OSError), self._open() as store:
-            store.leave(self._instance)
+            try:
+                store.leave(self._instance)
+            finally:
+                store.close()
 
     @contextmanager
     def _open(self) -> Iterator[Store]:
@@ -87,10 +110,12 @@ class StoreSource:
         from configctl.store import Store, StoreError
 
         try:
-            if self._store is None:
-                _refuse_missing(self._url)
-                self._store = Store.open(self._url)
-            yield self._store
+            with self._opening:
+                if self._store is None:
+                    _refuse_missing(self._url)
+                    self._store = Store.open(self._url)
+                store = self._store
+            yield store
         except StoreError as error:
             raise OSError(str(error)) from None
 
@@ -133,6 +158,10 @@ def prepare(url: str, config: Path | None, last_good: Path, author: str) -> tupl
     return snapshot, None
 
 
+def _wanted(version: Version | None) -> Wanted | None:
+    return None if version is None else Wanted(version.number, version.digest, version.content.decode())
+
+
 def _refuse_missing(url: str, advice: str = "") -> None:
     """Raise StoreError for a SQLite file that is not there: a new one would be empty, and so undo what it held."""
     from configctl.engine import StoreError, parse_store_url, sqlite_path
@@ -140,6 +169,10 @@ def _refuse_missing(url: str, advice: str = "") -> None:
     path = sqlite_path(parse_store_url(url))
     if path is not None and not path.exists():
         raise StoreError(f"The store {path} is not there{advice}.")
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _publish_first(store: Store, parsed: GatewayConfig, message: str, author: str) -> Version | None:

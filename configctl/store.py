@@ -1,8 +1,9 @@
 """Versions, audit and instances in a database: SQLite or PostgreSQL, one code path.
 
 Owns transactions. What an act writes is `history.py`'s decision, made inside the transaction that holds the lock of the
-one `wanted` row, so acts have one order and each is written whole or not at all. Reads no clock: `now` (epoch seconds)
-is always passed. Safe to use from several threads; every call may raise StoreError and then changed nothing.
+one `wanted` row, so acts have one order and each is written whole or not at all. Reads no clock of its own machine:
+`now` (epoch seconds) is passed, and who is live goes by `Store.now()`, the database's time, which is one for all
+gateways and operators. Safe to use from several threads; every call may raise StoreError and then changed nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
-import orjson
-from sqlalchemy import URL, Connection, Engine, Row, Select, delete, func, insert, select, update
+from sqlalchemy import URL, Connection, Engine, Select, delete, func, insert, select, update
 
-from configctl.engine import WRITES, StoreError, describe, open_engine, parse_store_url, store_faults
+from configctl.engine import WRITES, StoreError, database_now, describe, open_engine, parse_store_url, store_faults
 from configctl.history import (
     GENESIS,
     Broken,
@@ -41,6 +41,16 @@ from configctl.records import (
     Version,
     canonical,
 )
+from configctl.rows import (
+    RowError,
+    loose_entry,
+    loose_version,
+    read_entry,
+    read_hash,
+    read_instance,
+    read_number,
+    read_version,
+)
 from configctl.tables import (
     AUDIT,
     INSTANCES,
@@ -57,7 +67,15 @@ FORGET_AFTER_S = 86_400.0
 
 _ResultT = TypeVar("_ResultT")
 
-__all__ = ["FORGET_AFTER_S", "Store", "StoreError"]
+__all__ = ["FORGET_AFTER_S", "Store", "StoreError", "Tally"]
+
+
+class Tally(NamedTuple):
+    """How much a store holds; `head` is the last audit entry's hash."""
+
+    versions: int
+    entries: int
+    head: str | None
 
 
 class Store:
@@ -97,11 +115,15 @@ class Store:
         """Close the connections; the store stays usable and would open new ones."""
         self._engine.dispose()
 
+    def now(self) -> float:
+        """Return the database's time, to tell by one clock who is live, whatever the machines' clocks say."""
+        with self._read() as connection:
+            return float(connection.execute(select(database_now())).scalar_one())
+
     def active_number(self) -> int | None:
         """Return the wanted version's number: the cheapest question, to be asked often."""
         with self._read() as connection:
-            number = connection.execute(select(WANTED.c.number)).scalar_one()
-        return None if number is None else int(number)
+            return read_number(connection.execute(select(WANTED.c.number)).scalar_one())
 
     def active(self) -> Version | None:
         """Return the wanted version, None while nothing is published."""
@@ -117,19 +139,28 @@ class Store:
         """Return versions, newest first."""
         query = select(VERSIONS).order_by(VERSIONS.c.number.desc()).limit(limit)
         with self._read() as connection:
-            return tuple(map(_version, connection.execute(query)))
+            return tuple(map(read_version, connection.execute(query)))
 
     def audit_entries(self, limit: int | None = None) -> tuple[AuditEntry, ...]:
         """Return audit entries, newest first."""
         query = select(AUDIT).order_by(AUDIT.c.seq.desc()).limit(limit)
         with self._read() as connection:
-            return tuple(map(_entry, connection.execute(query)))
+            return tuple(map(read_entry, connection.execute(query)))
+
+    def tally(self) -> Tally:
+        """Count versions and audit entries, and return the hash of the last one, whether they can be read or not."""
+        last = select(AUDIT.c.hash).order_by(AUDIT.c.seq.desc()).limit(1)
+        with self._read() as connection:
+            versions = connection.execute(select(func.count()).select_from(VERSIONS)).scalar_one()
+            entries = connection.execute(select(func.count()).select_from(AUDIT)).scalar_one()
+            head = connection.execute(last).scalar_one_or_none()
+        return Tally(versions, entries, None if head is None else str(head))
 
     def verify(self) -> tuple[Broken, ...]:
         """Return everything that is not as it was written; empty for a whole history."""
         with self._read() as connection:
-            entries = map(_entry, connection.execute(select(AUDIT).order_by(AUDIT.c.seq)))
-            versions = tuple(map(_version, connection.execute(select(VERSIONS).order_by(VERSIONS.c.number))))
+            entries = map(loose_entry, connection.execute(select(AUDIT).order_by(AUDIT.c.seq)))
+            versions = tuple(map(loose_version, connection.execute(select(VERSIONS).order_by(VERSIONS.c.number))))
             wanted = connection.execute(select(WANTED)).one_or_none()
             if wanted is None:
                 return (Broken("active version", "is missing"),)
@@ -156,6 +187,13 @@ class Store:
         with self._change() as (connection, head):
             told = {**detail, "reason": reason}
             _append(connection, chained(head, act, actor, None, told, now, refused=True))
+
+    def record(self, act: Act, actor: str, detail: dict[str, Any], now: float, *, refused: bool, own_id: str) -> None:
+        """Record an act that concerns no version; one that is told again with the same id is not written again."""
+        told = AUDIT.c.detail.contains(f'"id":"{own_id}"', autoescape=True)
+        with self._change() as (connection, head):
+            if connection.execute(select(AUDIT.c.seq).where(AUDIT.c.act == act, told)).first() is None:
+                _append(connection, chained(head, act, actor, None, detail | {"id": own_id}, now, refused=refused))
 
     def mark_outcome(
         self, number: int, outcome: Literal["applied", "failed"], reason: str | None, *, actor: str, now: float
@@ -218,7 +256,7 @@ class Store:
         """Return the instances heard of within a day, by id."""
         recent = select(INSTANCES).where(INSTANCES.c.heartbeat_at >= now - FORGET_AFTER_S).order_by(INSTANCES.c.id)
         with self._read() as connection:
-            return tuple(map(_instance, connection.execute(recent)))
+            return tuple(map(read_instance, connection.execute(recent)))
 
     def _migrate(self) -> None:
         try:
@@ -233,13 +271,21 @@ class Store:
             ) from None
 
     @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            with store_faults(self._url):
+                yield
+        except RowError as error:
+            raise StoreError(f"The store {describe(self._url)} cannot be used: {error}.") from None
+
+    @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with store_faults(self._url), self._reading.connect() as connection:
+        with self._faults(), self._reading.connect() as connection:
             yield connection
 
     @contextmanager
     def _write_transaction(self) -> Iterator[Connection]:
-        with store_faults(self._url), self._writing.begin() as connection:
+        with self._faults(), self._writing.begin() as connection:
             yield connection
 
     @contextmanager
@@ -257,7 +303,7 @@ def _head(connection: Connection) -> Head:
     last = connection.execute(select(AUDIT.c.seq, AUDIT.c.hash).order_by(AUDIT.c.seq.desc()).limit(1)).one_or_none()
     number = connection.execute(select(func.max(VERSIONS.c.number))).scalar_one()
     active = _one_version(connection, _ACTIVE)
-    return Head(active, number or 0, last.seq if last else 0, last.hash if last else GENESIS)
+    return Head(active, number or 0, last.seq if last else 0, read_hash(last.hash) if last else GENESIS)
 
 
 def _write(connection: Connection, planned: Planned[_ResultT]) -> _ResultT:
@@ -282,19 +328,4 @@ def _find(connection: Connection, number: int) -> Version | None:
 
 def _one_version(connection: Connection, query: Select[Any]) -> Version | None:
     row = connection.execute(query).one_or_none()
-    return _version(row) if row is not None else None
-
-
-def _version(row: Row[Any]) -> Version:
-    fields = row._asdict()
-    return Version(**fields | {"content": str(fields["content"]).encode()})
-
-
-def _entry(row: Row[Any]) -> AuditEntry:
-    return AuditEntry(**row._asdict())
-
-
-def _instance(row: Row[Any]) -> Instance:
-    fields = row._asdict()
-    keys = tuple(orjson.loads(fields.pop("missing_keys")))
-    return Instance(error=fields.pop("last_error"), missing_keys=keys, **fields)
+    return read_version(row) if row is not None else None

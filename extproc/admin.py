@@ -1,42 +1,53 @@
-"""The admin gRPC API on a Unix socket: what this instance runs, health and orders, requests and their stories.
+"""The admin gRPC API's answers: what this instance runs, health and orders, requests and their stories.
 
-Owns the mapping between the API's messages and the gateway's values; the socket's mode (0600) is its only door.
-Invariants: nothing here blocks the event loop (the ledger is read in threads); no key, token or prompt is ever
-answered, since none is kept.
+Owns what each call does; the form of the answers is `admin_messages.py`'s, the sockets are `admin_server.py`'s.
+Invariants: nothing here blocks the event loop (the ledger is read in threads); every order, refused ones included, is
+handed to the journal that brings it into the audit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from pathlib import Path
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import grpc
 import orjson
 
 from extproc import __version__
+from extproc.admin_messages import health_row, health_rows, masked, query_of, request_row
+from extproc.admin_tls import certificate_name
+from extproc.config.compile import compile_snapshot
+from extproc.config.errors import ConfigErrors
+from extproc.config.load import load_config
 from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.gateway import Gateway
-from extproc.core.health import Row
 from extproc.core.health_state import Subject
-from extproc.core.story import Story, explain_json, replay
+from extproc.core.story import Replay, Story, explain_json, replay
 from extproc.core.telling import Teller
 from extproc.ledger import Ledger
-from extproc.ledger_reader import LIST_LIMIT, Entry, LedgerReader, Query
+from extproc.ledger_reader import LIST_LIMIT, LedgerReader
+from extproc.orders import OrderJournal
+from extproc.versions import HealthOrder, OrderAct, VersionArchive
 from extproc.wire.pb import admin_pb2 as pb
 
-SERVICE = "gateway.v1.Admin"
-SOCKET_MODE = 0o600
-DEFAULT_LIMIT = 50
 FOLLOW_POLL_S = 0.3
 FLUSH_WAIT_S = 1.0
 OPEN = "open"
 """Outcome of a request that is still under way."""
-MASK = "***"
+UNTOLD = "The store cannot be reached: the audit has this entry as soon as it can be."
+UNNAMED = "unnamed"
+_LIMIT_NAME_CHARS = 200
+_LIMIT_REASON_CHARS = 2000
+_LIMIT_EXPIRY_S = 10 * 365 * 86400.0
+_ACTS: dict[int, OrderAct] = {
+    pb.HEALTH_ACTION_DOWN: "health_down",
+    pb.HEALTH_ACTION_DRAIN: "health_drain",
+    pb.HEALTH_ACTION_RESTORE: "health_restore",
+}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -57,9 +68,17 @@ class AdminService:
     """Answers the API's calls."""
 
     def __init__(
-        self, gateway: Gateway, ledger: Ledger, status: Callable[[], InstanceStatus], clock: Callable[[], float]
+        self,
+        gateway: Gateway,
+        ledger: Ledger,
+        journal: OrderJournal,
+        archive: VersionArchive,
+        status: Callable[[], InstanceStatus],
+        clock: Callable[[], float],
     ) -> None:
         self._gateway = gateway
+        self._journal = journal
+        self._archive = archive
         self._ledger = ledger
         self._reader = LedgerReader(ledger.path)
         self._status = status
@@ -84,39 +103,44 @@ class AdminService:
     async def list_health(self, _request: pb.ListHealthRequest, _context: Context) -> pb.ListHealthReply:
         """List every provider account and target."""
         now = self._clock()
-        return pb.ListHealthReply(rows=[_health_row(row, now) for row in self._gateway.health.states(now)])
+        return pb.ListHealthReply(rows=[health_row(row, now) for row in health_rows(self._gateway, now)])
 
     async def set_health(self, request: pb.SetHealthRequest, context: Context) -> pb.HealthRow:
         """Carry out an operator's order and return what became of its subject."""
         now = self._clock()
         subject = self._subject(request.subject)
-        if subject is None:
-            await _refuse(
-                context, f"{request.subject!r} is neither a provider nor one of its targets (provider/model)."
+        order = _order_of(request, certificate_name(context.auth_context()), now)
+        if order.refused is None and subject is None:
+            order = replace(
+                order, refused=f"{order.subject!r} is neither a provider nor one of its targets (provider/model)."
             )
-        fault = _fault_of(request)
-        if fault is not None:
-            await _refuse(context, fault)
-        expires_at = now + request.expires_in_s if request.HasField("expires_in_s") else None
-        kinds = {pb.HEALTH_ACTION_DOWN: "down", pb.HEALTH_ACTION_DRAIN: "drain"}
-        self._gateway.order(subject or "", kinds.get(request.action), request.owner, request.reason, expires_at, now)
-        row = next(row for row in self._gateway.health.states(now) if row.subject == subject)
-        return _health_row(row, now)
+        if order.refused is None and subject is not None:
+            kinds = {"health_down": "down", "health_drain": "drain"}
+            self._gateway.order(subject, kinds.get(order.act), order.actor, order.reason, order.expires_at, now)
+        in_audit = await self._journal.record(order)
+        if order.refused is not None:
+            told = order.refused if in_audit else f"{order.refused} {UNTOLD}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, told)
+        row = health_row(next(row for row in health_rows(self._gateway, now) if row.subject == subject), now)
+        row.in_audit = in_audit
+        return row
 
     async def list_requests(self, request: pb.ListRequestsRequest, _context: Context) -> AsyncIterator[pb.RequestRow]:
         """Stream past requests and, when asked, the new ones as they end."""
-        query = _query(request)
+        query = query_of(request)
         await self._flushed()
         last = await asyncio.to_thread(self._reader.last_seq)
         entries = await asyncio.to_thread(self._reader.entries, query)
+        # A request that ended between the two looks is among the entries already.
+        last = max([last, *(entry.seq for entry in entries)])
         for entry in reversed(entries) if request.follow else entries:
-            yield _request_row(entry)
+            yield request_row(entry)
         while request.follow:
             await asyncio.sleep(FOLLOW_POLL_S)
             newest = await asyncio.to_thread(self._reader.last_seq)
             fresh = await asyncio.to_thread(self._reader.entries, replace(query, after=last, limit=LIST_LIMIT))
             for entry in fresh:
-                yield _request_row(entry)
+                yield request_row(entry)
             last = max([newest, *(entry.seq for entry in fresh)]) if len(fresh) < LIST_LIMIT else fresh[-1].seq
 
     async def explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainReply:
@@ -130,7 +154,7 @@ class AdminService:
                 f"The ledger has no request {request.request_id!r}; it keeps {kept.max_rows} requests "
                 f"for at most {kept.max_age_s / 86400:g} days.",
             )
-        again = replay(story, self._gateway.snapshot(story.version))
+        again = await asyncio.to_thread(self._planned_again, story, self._gateway.snapshot(story.version))
         return pb.ExplainReply(json=orjson.dumps(explain_json(story, again)).decode())
 
     async def get_snapshot(self, _request: pb.GetSnapshotRequest, context: Context) -> pb.GetSnapshotReply:
@@ -141,6 +165,22 @@ class AdminService:
         snapshot = active.snapshot
         text = orjson.dumps(masked(snapshot), option=orjson.OPT_SORT_KEYS).decode()
         return pb.GetSnapshotReply(version=snapshot.version, digest=snapshot.digest, json=text)
+
+    def _planned_again(self, story: Story, snapshot: Snapshot | None) -> Replay:
+        """Plan a request again; blocks, as a version that left memory is read from the store."""
+        if snapshot is not None:
+            return replay(story, snapshot)
+        number = story.version
+        try:
+            found = self._archive.version(number)
+        except OSError as error:
+            return replay(story, None, f"version {number} is not in memory, and the store did not give it: {error}")
+        if found is None:
+            return replay(story, None, f"version {number} is neither in memory nor in the store")
+        try:
+            return replay(story, compile_snapshot(load_config(found.content, f"version {number}"), number))
+        except ConfigErrors:
+            return replay(story, None, f"version {number} is in the store, but this release does not accept it")
 
     async def _flushed(self) -> None:
         await asyncio.to_thread(self._ledger.flush, FLUSH_WAIT_S)
@@ -165,152 +205,42 @@ class AdminService:
         return key if model and (key in known or TargetKey(provider, "*") in known) else None
 
 
-class AdminServer:
-    """Serves the API on a Unix socket."""
-
-    def __init__(self, path: Path, service: AdminService) -> None:
-        self._path = path
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-        methods = {
-            "Status": _unary(service.status, pb.StatusRequest),
-            "ListHealth": _unary(service.list_health, pb.ListHealthRequest),
-            "SetHealth": _unary(service.set_health, pb.SetHealthRequest),
-            "ListRequests": grpc.unary_stream_rpc_method_handler(
-                service.list_requests, pb.ListRequestsRequest.FromString, _serialized
-            ),
-            "Explain": _unary(service.explain, pb.ExplainRequest),
-            "GetSnapshot": _unary(service.get_snapshot, pb.GetSnapshotRequest),
-        }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
-
-    async def start(self) -> None:
-        """Bind and begin to serve; raises RuntimeError when the socket cannot be had."""
-        self._path.unlink(missing_ok=True)
-        if self._server.add_insecure_port(f"unix:{self._path}") == 0:
-            raise RuntimeError(f"cannot listen on {self._path}")
-        await self._server.start()
-        self._path.chmod(SOCKET_MODE)
-
-    async def stop(self, grace_s: float) -> None:
-        """End; running calls have `grace_s`."""
-        await self._server.stop(grace_s)
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
+def _order_of(request: pb.SetHealthRequest, certificate: str | None, now: float) -> HealthOrder:
+    """Return the order with what refuses it; over TCP the certificate's name is the actor, whatever is claimed."""
+    claimed = _printable(request.owner, _LIMIT_NAME_CHARS)
+    actor = claimed if certificate is None else _printable(certificate, _LIMIT_NAME_CHARS)
+    return HealthOrder(
+        id=uuid.uuid4().hex,
+        at=now,
+        act=_ACTS.get(request.action, "health_order"),
+        actor=actor or UNNAMED,
+        named_by="claim" if certificate is None else "certificate",
+        subject=_printable(request.subject, _LIMIT_NAME_CHARS),
+        reason=_printable(request.reason, _LIMIT_REASON_CHARS),
+        expires_at=now + request.expires_in_s if _ends_in_time(request) else None,
+        refused=_fault_of(request, actor),
+    )
 
 
-def masked(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as plain data; token digests and the values of static headers and queries are hidden."""
-    providers = {
-        name: {
-            **_plain(provider),
-            "headers": {header: MASK for header, _ in provider.headers},
-            "query": {key: MASK for key, _ in provider.query},
-        }
-        for name, provider in snapshot.providers.items()
-    }
-    clients = None
-    if snapshot.clients is not None:
-        clients = [{**_plain(c), "token_sha256": [MASK for _ in c.token_sha256]} for c in snapshot.clients]
-    return {
-        "version": snapshot.version,
-        "digest": snapshot.digest,
-        "providers": providers,
-        "models": {name: _plain(model) for name, model in snapshot.models.items()},
-        "policies": {name: _plain(policy) for name, policy in snapshot.policies.items()},
-        "clients": clients,
-        "server": _plain(snapshot.server),
-        "telemetry": _plain(snapshot.telemetry),
-    }
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, frozenset | set):
-        return sorted(value)
-    return value
-
-
-def _unary(call: Callable[[Any, Context], Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(call, request.FromString, _serialized)
-
-
-def _serialized(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
-
-
-async def _refuse(context: Context, sentence: str) -> None:
-    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, sentence)
-
-
-def _fault_of(request: pb.SetHealthRequest) -> str | None:
+def _fault_of(request: pb.SetHealthRequest, actor: str) -> str | None:
+    if request.action not in _ACTS:
+        return "The action must be drain, down or restore."
+    if not actor:
+        return "An order needs an owner, so that others know whom to ask: a name with it, or in the certificate."
     if request.action == pb.HEALTH_ACTION_RESTORE:
         return None
-    if request.action not in (pb.HEALTH_ACTION_DOWN, pb.HEALTH_ACTION_DRAIN):
-        return "The action must be drain, down or restore."
-    if not request.owner.strip() or not request.reason.strip():
-        return "An order needs an owner and a reason, so that others know whom to ask."
-    if request.HasField("expires_in_s") and not 0 < request.expires_in_s < 10 * 365 * 86400:
+    if not request.reason.strip():
+        return "An order needs a reason, so that others know what it waits for."
+    if request.HasField("expires_in_s") and not _ends_in_time(request):
         return "The expiry must be above 0 and below ten years."
     return None
 
 
-def _health_row(row: Row, now: float) -> pb.HealthRow:
-    view, operator = row.view, row.operator
-    made = pb.HealthRow(
-        subject=str(row.subject),
-        is_provider=isinstance(row.subject, str),
-        state=view.state.value,
-        eligible=view.eligible,
-        share=view.share,
-        reason=view.reason or "",
-        until=view.until,
-        streak=row.streak,
-    )
-    if operator is not None and operator.holds(now):
-        order = pb.Order(
-            kind=operator.kind, owner=operator.owner, reason=operator.reason, expires_at=operator.expires_at
-        )
-        made.order.CopyFrom(order)
-    return made
+def _ends_in_time(request: pb.SetHealthRequest) -> bool:
+    """Whether there is an end, and one that is a date."""
+    return request.HasField("expires_in_s") and 0 < request.expires_in_s < _LIMIT_EXPIRY_S
 
 
-def _query(request: pb.ListRequestsRequest) -> Query:
-    return Query(
-        limit=request.limit or DEFAULT_LIMIT,
-        failed=request.failed,
-        model=request.model or None,
-        client=request.client or None,
-        served_by=request.served_by or None,
-        error_class=request.error_class or None,
-        since=request.since if request.HasField("since") else None,
-    )
-
-
-def _request_row(entry: Entry) -> pb.RequestRow:
-    story = entry.story
-    return pb.RequestRow(
-        seq=entry.seq,
-        request_id=story.id,
-        arrived=story.arrived,
-        client=story.client,
-        model=story.model,
-        outcome=story.outcome,
-        status=story.status,
-        error=story.error or "",
-        route_mode=story.route_mode,
-        served_by=story.served_by,
-        attempts=story.attempt_count,
-        classes=story.classes,
-        duration_ms=None if story.duration_s is None else story.duration_s * 1000,
-        first_byte_ms=None if story.first_byte_s is None else story.first_byte_s * 1000,
-        input_tokens=story.tokens.get("input"),
-        output_tokens=story.tokens.get("output"),
-        config_version=story.version,
-        endpoint=story.endpoint,
-    )
+def _printable(text: str, limit: int) -> str:
+    """Return text that every database and terminal can hold."""
+    return "".join(char if char.isprintable() else " " for char in text).strip()[:limit]

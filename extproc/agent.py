@@ -23,7 +23,7 @@ from extproc.config.load import load_config
 from extproc.config.snapshot import Snapshot
 from extproc.core.gateway import Active, Gateway
 from extproc.envoy_config.files import write_json
-from extproc.envoy_config.render import Rendered
+from extproc.envoy_config.render import Rendered, together
 from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
 from extproc.versions import Report, VersionSource, Wanted, read_last_good
@@ -34,6 +34,8 @@ POLL_S = 0.25
 BOOT_POLL_S = 0.05
 HEARTBEAT_S = 2.0
 KEYS_S = 1.0
+RETRY_S = 5.0
+"""Between two tries of a version that this instance's disk had no room for."""
 SETTLE_S = 0.05
 """Envoy's workers learn of a change a moment after its main thread reports it."""
 UPLOAD_LIMIT_S = 300.0
@@ -103,18 +105,20 @@ class Agent:
         self._wanted: int | None = None
         self._refused: tuple[int, str] | None = None
         self._store_error: str | None = None
+        self._trouble: str | None = None
         self._untold: list[Callable[[], None]] = []
         self._key_digests: dict[str, str] = {}
         self._missing: frozenset[str] = frozenset()
         self._heartbeat_at = 0.0
         self._keys_at = 0.0
+        self._apply_at = 0.0
 
     @property
     def report(self) -> Report:
         """What this instance says of itself now."""
         refused, reason = self._refused or (None, None)
         applied = self._live[-1].snapshot.version if self._live and self._gateway.accepted else None
-        error = reason or self._store_error
+        error = reason or self._store_error or (f"files cannot be kept up: {self._trouble}" if self._trouble else None)
         return Report(self._wanted, applied, refused, error, tuple(map(self._reference, sorted(self._missing))))
 
     @property
@@ -150,6 +154,9 @@ class Agent:
             rendered = self._renderer.render(snapshot)
             if not known:
                 await self._files.validate(rendered)
+        except OSError as error:
+            self._in_trouble(error)
+            return False
         except (ConfigErrors, Refused) as refusal:
             if known:
                 # It served here before: what changed is this program or its settings, which is not the version's fault.
@@ -158,8 +165,15 @@ class Agent:
             else:
                 await self._refuse(candidate.number, str(refusal))
             return False
-        self._files.write_first(rendered)
-        self._go_live(snapshot, rendered, candidate)
+        try:
+            self._files.write_first(rendered)
+        except OSError as error:
+            self._in_trouble(error)
+            if not known:
+                return False
+            # Its files are there from the time before; whether Envoy runs them is asked before we are ready.
+        self._go_live(snapshot, rendered)
+        self._keep(candidate)
         return True
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -171,14 +185,14 @@ class Agent:
             await self._watch_boot()
             wanted = await self._ask()
             await self._tell_verdicts()
-            if wanted is not None and self._is_news(wanted):
+            if wanted is not None and self._is_news(wanted) and now >= self._apply_at:
                 await self.apply(wanted)
             if now - self._keys_at >= KEYS_S:
                 self._keys_at = now
                 await self._refresh_keys()
             if now - self._heartbeat_at >= HEARTBEAT_S:
                 await self._beat()
-            self._retire(now)
+            await self._retire(now)
             await asyncio.sleep(POLL_S if self._gateway.accepted else BOOT_POLL_S)
 
     async def leave(self) -> None:
@@ -199,13 +213,19 @@ class Agent:
         except EnvoyAway as away:
             log.warning("version %d waits: %s", wanted.number, away)
             return
+        except OSError as error:
+            # The version is not at fault: it is tried again, and the last good one serves meanwhile.
+            self._in_trouble(error)
+            self._apply_at = self._clock() + RETRY_S
+            return
         await asyncio.sleep(SETTLE_S)
         longest_s = max(policy.deadline_s for policy in old.snapshot.policies.values())
         until = self._clock() + UPLOAD_LIMIT_S + longest_s + HEARTBEAT_S
         self._live[-1] = replace(old, until=until)
-        self._go_live(snapshot, rendered, wanted)
+        self._go_live(snapshot, rendered)
         self._gateway.accepted = True
         self._refused = None
+        await asyncio.to_thread(self._keep, wanted)
         log.info("version %d is live", wanted.number)
         await self._judge(lambda: self._source.applied(wanted.number))
 
@@ -214,7 +234,25 @@ class Agent:
         snapshot = _compile(wanted)
         return snapshot, self._renderer.render(snapshot)
 
-    def _go_live(self, snapshot: Snapshot, rendered: Rendered, version: Wanted) -> None:
+    def _keep(self, version: Wanted) -> None:
+        """Save the version that runs here for a start without the store; waits for the disk."""
+        try:
+            write_json(
+                self._last_good, {"number": version.number, "digest": version.digest, "content": version.content}
+            )
+        except OSError as error:
+            self._in_trouble(error)
+        else:
+            self._trouble = None
+
+    def _in_trouble(self, error: OSError) -> None:
+        """Tell the operator once what this instance's disk or system refuses."""
+        trouble = f"{error.filename or 'a file'}: {error.strerror or error}"
+        if trouble != self._trouble:
+            log.error("the files of this instance cannot be kept up: %s; what runs goes on", trouble)
+        self._trouble = trouble
+
+    def _go_live(self, snapshot: Snapshot, rendered: Rendered) -> None:
         self._key_digests = {name: _digest(document) for name, document in rendered.sds.items()}
         # The keys are in their files now; only their names are needed to know which files stay.
         kept = replace(rendered, sds={name: {} for name in rendered.sds})
@@ -222,10 +260,6 @@ class Agent:
         self._missing = rendered.missing_keys
         self._gateway.activate(Active(snapshot, rendered.clusters, rendered.missing_keys))
         self._observer.applied(snapshot)
-        write_json(
-            self._last_good,
-            {"number": version.number, "digest": version.digest, "content": version.content},
-        )
         for provider in sorted(rendered.missing_keys):
             log.warning("the key of %s is not set: its targets are not used", self._reference(provider))
 
@@ -269,7 +303,12 @@ class Agent:
         digests = {name: _digest(document) for name, document in secrets.files.items()}
         if digests == self._key_digests:
             return
-        self._files.write_secrets(secrets.files)
+        try:
+            await asyncio.to_thread(self._files.write_secrets, secrets.files)
+        except OSError as error:
+            self._in_trouble(error)
+            return
+        self._trouble = None
         self._key_digests, self._missing = digests, secrets.missing_keys
         self._gateway.activate(Active(active.snapshot, active.rendered.clusters, secrets.missing_keys))
         log.info("provider keys were read anew; missing: %s", ", ".join(self.report.missing_keys) or "none")
@@ -279,17 +318,20 @@ class Agent:
         key = self._live[-1].snapshot.providers[provider].api_key
         return f"{provider} ({key.source} {key.name})" if key else provider
 
-    def _retire(self, now: float) -> None:
+    async def _retire(self, now: float) -> None:
         kept = [live for live in self._live if live.until is None or live.until > now]
-        if len(kept) < len(self._live):
+        if len(kept) == len(self._live):
+            return
+        try:
+            await asyncio.to_thread(self._files.retire, [live.rendered for live in kept])
+        except OSError as error:
+            self._in_trouble(error)
+        else:
             self._live = kept
-            self._files.retire(live.rendered for live in kept)
 
     def _all_live(self) -> Rendered:
-        """Return the active version's documents with the clusters of every version still live."""
-        active = self._live[-1].rendered
-        clusters = {cluster["name"]: cluster for live in self._live for cluster in live.rendered.cds}
-        return replace(active, cds=[clusters[name] for name in sorted(clusters)])
+        """Return what Envoy has: the active version's documents, and what older ones still need."""
+        return together([live.rendered for live in self._live])
 
     # -- the store -----------------------------------------------------------------------------------------------
 

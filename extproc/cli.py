@@ -26,6 +26,7 @@ from extproc.preflight import refuse_open_door
 from extproc.settings import (
     STORE_ENV,
     SUPERVISED_ENV,
+    AdminListen,
     RenderSettings,
     ServeSettings,
     StartError,
@@ -36,10 +37,16 @@ from extproc.settings import (
 
 DATA_DIR_ENV = "GATEWAY_DATA_DIR"
 TRANSPORT_ENV = "GATEWAY_TRANSPORT"
+ADMIN_LISTEN_ENV = "GATEWAY_ADMIN_LISTEN"
 DEFAULT_DATA_DIR = "./.gateway"
 DEFAULT_LISTEN = "127.0.0.1:18080"
 DEFAULT_METRICS_LISTEN = "127.0.0.1:18082"
 
+_ADMIN_FILES = {
+    "cert": "its certificate, PEM",
+    "key": "the certificate's key, PEM",
+    "client-ca": "who signs operators' certificates, PEM; the name in one is who acts",
+}
 _EXAMPLES = """\
 examples:
   extproc init
@@ -138,6 +145,7 @@ def _add_up(verbs: _Verbs, environ: Mapping[str, str]) -> None:
     _add_store(parser, environ)
     _add_envoy(parser)
     _add_transport(parser, environ)
+    _add_admin(parser, environ)
     parser.add_argument(
         "--concurrency",
         type=_typed(_parse_count),
@@ -162,6 +170,7 @@ def _add_serve(verbs: _Verbs, environ: Mapping[str, str]) -> None:
     _add_store(parser, environ)
     _add_envoy(parser)
     _add_transport(parser, environ)
+    _add_admin(parser, environ)
 
 
 def _add_render(verbs: _Verbs, environ: Mapping[str, str]) -> None:
@@ -197,7 +206,7 @@ def _add_doctor(verbs: _Verbs, environ: Mapping[str, str]) -> None:
     _add_store(parser, environ)
     _add_envoy(parser)
     parser.add_argument(
-        "--network", action="store_true", help="also resolve and connect to the providers; no request is sent"
+        "--network", action="store_true", help="also resolve and connect to the providers; no key is sent"
     )
 
 
@@ -218,7 +227,7 @@ def _add_places(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> 
         type=_typed(parse_address),
         default=DEFAULT_LISTEN,
         metavar="ADDRESS",
-        help="where clients connect (default: %(default)s)",
+        help="where clients connect; `serve` beside files of `render` needs the same (default: %(default)s)",
     )
     parser.add_argument(
         "--metrics-listen",
@@ -254,6 +263,26 @@ def _add_transport(parser: argparse.ArgumentParser, environ: Mapping[str, str]) 
         metavar="{fast,grpcio}",
         help=f"what serves Envoy's gRPC streams (default: {TRANSPORT_ENV}, else fast)",
     )
+
+
+def _add_admin(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    group = parser.add_argument_group("the admin API over TCP, beside its Unix socket (all four or none)")
+    group.add_argument(
+        "--admin-listen",
+        type=_typed(parse_address),
+        default=environ.get(ADMIN_LISTEN_ENV) or None,
+        metavar="ADDRESS",
+        help=f"where configctl --admin connects (default: {ADMIN_LISTEN_ENV}, else nowhere)",
+    )
+    for name, text in _ADMIN_FILES.items():
+        variable = f"GATEWAY_ADMIN_{name.upper().replace('-', '_')}"
+        group.add_argument(
+            f"--admin-{name}",
+            type=Path,
+            default=environ.get(variable) or None,
+            metavar="FILE",
+            help=f"{text} (default: {variable})",
+        )
 
 
 def _typed(parse: Callable[[str], _Value]) -> Callable[[str], _Value]:
@@ -302,6 +331,7 @@ def _run_up(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             drain_s=options.drain,
             environ=environ,
             transport=options.transport,
+            admin=_admin_of(options),
         ),
         lambda data_dir: _prepare(options, data_dir, environ),
     )
@@ -314,6 +344,7 @@ def _run_serve(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         if not supervised:
             data_dir.create()
             held.enter_context(data_dir.lock_exclusive())
+            _admin_of(options)
             refuse_open_door(_prepare(options, data_dir, environ), (options.listen, options.metrics_listen))
         return _serve(options, environ, supervised=supervised)
 
@@ -333,9 +364,27 @@ def _serve(options: argparse.Namespace, environ: Mapping[str, str], *, supervise
             environ=environ,
             supervised=supervised,
             transport=options.transport,
+            admin=_admin_of(options),
         ),
         StoreSource(_store_of(options), _instance_of(options)),
     )
+
+
+def _admin_of(options: argparse.Namespace) -> AdminListen | None:
+    """Return where the admin API listens over TCP; StartError for half of it, or for files that cannot be used."""
+    from extproc.admin_tls import read_admin_tls
+
+    asked = (options.admin_listen, options.admin_cert, options.admin_key, options.admin_client_ca)
+    if not any(asked):
+        return None
+    if not all(asked):
+        raise StartError(
+            "The admin API over TCP needs --admin-listen, --admin-cert, --admin-key and --admin-client-ca together: "
+            "it is served to callers with a certificate only."
+        )
+    admin = AdminListen(*asked)
+    read_admin_tls(admin)
+    return admin
 
 
 def _store_of(options: argparse.Namespace) -> str:

@@ -132,6 +132,11 @@ class DataDir:
         """Cooldowns that survive a restart."""
         return self.root / "health.json"
 
+    @property
+    def untold_orders(self) -> Path:
+        """Operators' orders that the store's audit has yet to hear of."""
+        return self.root / "untold-orders.json"
+
     def create(self) -> None:
         """Make the directories, or raise StartError; an existing root keeps its mode.
 

@@ -1,7 +1,7 @@
 """`extproc doctor`: looks at everything a gateway needs on this machine and says what to do about each finding.
 
 Owns the checks and how they are told. It changes nothing and starts nothing but `envoy --version`; only `--network`
-lets it talk to providers, and then it sends no request and no key. Where the program has a check of its own (ports,
+lets it talk to providers, and then it sends no key and no prompt. Where the program has a check of its own (ports,
 Envoy, config), that one is used, so that the doctor and the start agree.
 """
 
@@ -22,7 +22,7 @@ from extproc import envoy_admin
 from extproc.config.errors import ConfigErrors
 from extproc.config.snapshot import Provider, Snapshot
 from extproc.data_dir import MAX_SOCKET_PATH_BYTES, DataDir
-from extproc.doctor_network import reach
+from extproc.doctor_network import Reached, reach, tls_files_fault
 from extproc.envoy_binary import dotted, find_envoy, require_envoy
 from extproc.envoy_config.secrets import read_key
 from extproc.envoy_files import INOTIFY_LIMIT, SPARE_WATCHES
@@ -97,9 +97,7 @@ def examine(settings: DoctorSettings) -> Iterator[Finding]:
     yield _clock(settings)
     yield from _limits(snapshot)
     if settings.network and snapshot is not None:
-        for provider in snapshot.providers.values():
-            seen, remedy = reach(provider, settings.now)
-            yield Finding(Level.FAIL if remedy else Level.OK, "network", seen, remedy)
+        yield from _network(snapshot, settings)
 
 
 def _envoy(settings: DoctorSettings) -> Finding:
@@ -141,7 +139,7 @@ def _keys(snapshot: Snapshot, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _providers(snapshot: Snapshot, environ: Mapping[str, str]) -> Iterator[Finding]:
-    providers = snapshot.providers.values()
+    providers = list(snapshot.providers.values())
     for provider in providers:
         if provider.scheme == "http" and not _is_local(provider):
             seen = f"provider {provider.name} is asked over http: its key and every prompt travel in the clear"
@@ -150,6 +148,22 @@ def _providers(snapshot: Snapshot, environ: Mapping[str, str]) -> Iterator[Findi
     if not ca_file.is_file() and any(one.scheme == "https" and not one.tls.ca_file for one in providers):
         remedy = "install the system's ca-certificates, or set SSL_CERT_FILE"
         yield Finding(Level.FAIL, "tls", f"there are no certificate authorities at {ca_file}", remedy)
+        providers = [one for one in providers if one.tls.ca_file]
+    for fault in (tls_files_fault(provider, ca_file) for provider in providers):
+        if fault is not None:
+            yield _told("tls", fault)
+
+
+def _network(snapshot: Snapshot, settings: DoctorSettings) -> Iterator[Finding]:
+    ca_file = find_ca_file(settings.environ)
+    for provider in snapshot.providers.values():
+        if tls_files_fault(provider, ca_file) is None:  # which is told already
+            yield _told("network", reach(provider, ca_file, settings.now))
+
+
+def _told(check: str, reached: Reached) -> Finding:
+    level = Level.OK if not reached.remedy else Level.WARN if reached.works else Level.FAIL
+    return Finding(level, check, reached.seen, reached.remedy)
 
 
 def _is_local(provider: Provider) -> bool:

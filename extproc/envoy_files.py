@@ -13,13 +13,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from extproc import envoy_admin
 from extproc.data_dir import DataDir
+from extproc.envoy_binary import envoy_environ
 from extproc.envoy_config.files import write_json
-from extproc.envoy_config.render import Rendered, discovery
+from extproc.envoy_config.render import Rendered, discovery, together
 from extproc.envoy_config.resource import EnvoyPaths, Json
 from extproc.envoy_config.validation import validation_bootstrap
 
@@ -56,10 +58,13 @@ class _Update:
 class EnvoyFiles:
     """The files of one Envoy."""
 
-    def __init__(self, data_dir: DataDir, paths: EnvoyPaths, envoy: Path | None) -> None:
+    def __init__(
+        self, data_dir: DataDir, paths: EnvoyPaths, envoy: Path | None, environ: Mapping[str, str] | None = None
+    ) -> None:
         self._data_dir = data_dir
         self._paths = paths
         self._envoy = envoy
+        self._environ = envoy_environ(environ or {})
         self._serial = 0
 
     async def validate(self, rendered: Rendered) -> None:
@@ -67,18 +72,27 @@ class EnvoyFiles:
         _check_watches(len(rendered.sds))
         if self._envoy is None:
             return
+        folder = await asyncio.to_thread(self._write_for_validation, rendered)
+        try:
+            await self._run_validation(folder / "bootstrap.json")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _write_for_validation(self, rendered: Rendered) -> Path:
         self.write_secrets(rendered.sds)
         folder = Path(tempfile.mkdtemp(prefix="validate-", dir=self._data_dir.run))
         try:
             write_json(folder / "bootstrap.json", validation_bootstrap(rendered))
-            await self._run_validation(folder / "bootstrap.json")
-        finally:
+        except OSError:
             shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
 
     async def _run_validation(self, bootstrap: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             str(self._envoy),
             *("--mode", "validate", "-c", str(bootstrap), "--log-level", "error", "--disable-hot-restart"),
+            env=self._environ,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -106,30 +120,35 @@ class EnvoyFiles:
         """Write everything for an Envoy that is about to start."""
         text = self._next_text()
         self.write_secrets(rendered.sds)
-        for update in self._updates(rendered, rendered.cds, text):
+        for update in self._updates(rendered, text):
             write_json(update.path, update.document)
         write_json(self._data_dir.bootstrap, rendered.bootstrap)
 
     async def move(self, old: Rendered, new: Rendered) -> None:
-        """Bring Envoy from one version to the next, clusters of both live.
+        """Bring Envoy from the documents it has to those of both, whose clusters and routes all live.
 
-        Raises Refused or EnvoyAway, in both cases with the old files back in place.
+        Raises Refused or EnvoyAway, or OSError when the disk fails, in each case with the old files back in place.
         """
-        both = _union(old.cds, new.cds)
-        self.write_secrets(new.sds)
         try:
-            for update in self._updates(new, both, self._next_text()):
+            await asyncio.to_thread(self.write_secrets, new.sds)
+            for update in self._updates(together([old, new]), self._next_text()):
                 await self._write_and_wait(update)
-        except (Refused, EnvoyAway):
-            for update in self._updates(old, old.cds, self._next_text()):
-                write_json(update.path, update.document)
+        except (Refused, EnvoyAway, OSError):
+            await asyncio.to_thread(self._put_back, old)
             raise
 
+    def _put_back(self, old: Rendered) -> None:
+        for update in self._updates(old, self._next_text()):
+            # A disk that is full has the old file still: it was never replaced.
+            with suppress(OSError):
+                write_json(update.path, update.document)
+
     def retire(self, live: Iterable[Rendered]) -> None:
-        """Leave only the clusters and keys of the versions that requests may still need."""
+        """Leave only the clusters, routes and keys of the versions that requests may still need."""
         kept = list(live)
-        clusters = _union(*(rendered.cds for rendered in kept))
-        write_json(self._paths.cds, discovery(self._next_text(), clusters))
+        clusters, routes, _ = self._updates(together(kept), self._next_text())
+        for update in (routes, clusters):
+            write_json(update.path, update.document)
         self.keep_secrets(kept)
 
     def keep_secrets(self, live: Iterable[Rendered]) -> None:
@@ -150,9 +169,9 @@ class EnvoyFiles:
         wanted = {f"cluster.{cluster['name']}.membership_total" for cluster in rendered.cds}
         return wanted <= seen.keys() and seen.get("cluster_manager.warming_clusters") == 0
 
-    def _updates(self, rendered: Rendered, clusters: list[Json], text: str) -> list[_Update]:
+    def _updates(self, rendered: Rendered, text: str) -> list[_Update]:
         return [
-            _Update(_CLUSTERS, self._paths.cds, discovery(text, clusters)),
+            _Update(_CLUSTERS, self._paths.cds, discovery(text, rendered.cds)),
             _Update(_ROUTES, self._paths.rds, discovery(text, [rendered.rds])),
             _Update(_LISTENERS, self._paths.lds, discovery(text, rendered.lds)),
         ]
@@ -166,7 +185,7 @@ class EnvoyFiles:
         socket = self._data_dir.envoy_admin_socket
         pattern = rf"^({update.kind}\.(version_text|update_rejected|update_failure)|cluster_manager\.warming_clusters)$"
         before = await _stats(socket, pattern)
-        write_json(update.path, update.document)
+        await asyncio.to_thread(write_json, update.path, update.document)
         deadline = time.monotonic() + ACCEPT_TIMEOUT_S
         while time.monotonic() < deadline:
             seen = await _stats(socket, pattern)
@@ -211,11 +230,6 @@ async def _stats(socket: Path, pattern: str) -> dict[str, int | str]:
 
 def _grew(before: dict[str, int | str], after: dict[str, int | str], *names: str) -> bool:
     return any(int(after.get(name, 0)) > int(before.get(name, 0)) for name in names)
-
-
-def _union(*lists: list[Json]) -> list[Json]:
-    by_name = {resource["name"]: resource for resources in lists for resource in resources}
-    return [by_name[name] for name in sorted(by_name)]
 
 
 def _words(text: str, path: str) -> str:

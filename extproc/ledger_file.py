@@ -90,7 +90,8 @@ def open_ledger(path: Path) -> sqlite3.Connection:
 def row_of(story: Story) -> tuple[Any, ...]:
     """Return a story as the values of `INSERT`."""
     return (
-        story.id,
+        # What Envoy refused before it was a request has no id: NULL is no other row's.
+        story.id or None,
         story.arrived,
         story.version,
         story.digest,
@@ -129,7 +130,7 @@ def story_of(row: sqlite3.Row) -> Story:
     """Read a row back."""
     prefer = orjson.loads(row["prefer"])
     return Story(
-        id=row["id"],
+        id=row["id"] or "",
         arrived=row["arrived"],
         version=row["version"],
         digest=row["digest"],

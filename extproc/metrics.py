@@ -66,6 +66,7 @@ REASONS: Final = frozenset(error_class.value for error_class in ErrorClass) | {
     "operator_down",
     "drained",
     "missing_key",
+    "at_limit",
 }
 _CLASSES: Final = frozenset(error_class.value for error_class in ErrorClass) | {SUCCESS, "unresolved"}
 _MODES: Final = frozenset(mode.value for mode in RouteMode)
@@ -77,6 +78,7 @@ class Bounds:
     def __init__(self, snapshot: Snapshot | None) -> None:
         self._snapshot = snapshot
         self._targets: frozenset[TargetKey] = frozenset()
+        self._clients = frozenset(one.name for one in (snapshot.clients if snapshot else None) or ())
         if snapshot is not None:
             entries = snapshot.models.values()
             self._targets = frozenset(TargetKey(t.provider, t.model) for entry in entries for t in entry.targets)
@@ -93,6 +95,12 @@ class Bounds:
         if not name:
             return NONE
         return name if self._snapshot is not None and name in self._snapshot.providers else OTHER
+
+    def client(self, name: str) -> str:
+        """Return a configured client's name; a caller who showed no token of one has none."""
+        if not name:
+            return NONE
+        return name if name in self._clients else OTHER
 
     def upstream(self, key: TargetKey) -> str:
         """Return a target's model: `*` when the caller named it."""
@@ -144,6 +152,9 @@ class Metrics:
             "provider",
             "route_mode",
             "code",
+        )
+        self.client_requests = self._counter(
+            "gateway_client_requests_total", "Requests by the client that sent them.", "client", "code"
         )
         self.attempts = self._counter(
             "gateway_attempts_total", "Upstream attempts by verdict.", "provider", "model", "class"

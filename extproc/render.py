@@ -6,12 +6,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from extproc.config.compile import compile_snapshot
-from extproc.config.load import parse_config_file
 from extproc.data_dir import DataDir
 from extproc.envoy_config.files import write_json, write_resources
 from extproc.envoy_config.render import render
 from extproc.envoy_config.resource import EnvoyPaths, Listen
+from extproc.preflight import load_snapshot, refuse_open_door
 from extproc.settings import Address, RenderSettings, StartError
 
 CA_FILES = (
@@ -51,7 +50,8 @@ def listen_of(address: Address) -> Listen:
 
 def run_render(settings: RenderSettings) -> int:
     """Write the files under `settings.out`; returns the exit code, raises ConfigErrors or StartError."""
-    snapshot = compile_snapshot(parse_config_file(settings.config), version=1)
+    snapshot = load_snapshot(settings.config)
+    refuse_open_door(snapshot, (settings.listen,))
     out = settings.out.absolute()
     data_dir = DataDir(settings.data_dir)
     paths = EnvoyPaths(

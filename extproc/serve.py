@@ -12,13 +12,16 @@ import logging
 import os
 import random
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from extproc.admin import AdminServer, AdminService, InstanceStatus
+from extproc.admin import AdminService, InstanceStatus
+from extproc.admin_messages import health_rows
+from extproc.admin_server import AdminServer
 from extproc.agent import Agent
 from extproc.checks import check_provider
 from extproc.config.snapshot import Snapshot, TargetKey
@@ -38,6 +41,7 @@ from extproc.envoy_files import EnvoyFiles, Refused
 from extproc.health_file import load_health, save_health
 from extproc.ledger import Ledger, bounds_of
 from extproc.metrics import Metrics
+from extproc.orders import OrderJournal
 from extproc.preflight import refuse_open_door
 from extproc.render import envoy_paths, listen_of
 from extproc.settings import ServeSettings, StartError
@@ -45,7 +49,7 @@ from extproc.telemetry import Telemetry, TimedExchange, publish_readings
 from extproc.transport.fast import LOG_PATH, METHOD_PATH, FastServer
 from extproc.transport.grpcio import GrpcioServer, LogServer
 from extproc.transport.service import LOG_MESSAGE_LIMIT_BYTES, ext_proc_service, log_service
-from extproc.versions import VersionSource
+from extproc.versions import InstanceStore
 from extproc.wire import names
 from extproc.wire.access_log import LogDecoder
 
@@ -64,33 +68,36 @@ MESSAGE_LIMIT_BYTES = 1040 * MIB
 
 
 def wall_clock() -> float:
-    """Return epoch seconds that never jump back: the time of import of the clock plus monotonic progress."""
-    return _EPOCH_OFFSET_S + time.monotonic()
+    """Return epoch seconds that never jump back: the time of this import plus what has passed, sleep included."""
+    return _EPOCH_OFFSET_S + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-_EPOCH_OFFSET_S = time.time() - time.monotonic()
+# Not the monotonic clock: it stands still while a machine sleeps, and providers name their resets by the date.
+_EPOCH_OFFSET_S = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def run_serve(settings: ServeSettings, source: VersionSource) -> int:
+def run_serve(settings: ServeSettings, source: InstanceStore) -> int:
     """Run until SIGTERM or SIGINT; returns the exit code, raises StartError."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     data_dir = DataDir(settings.data_dir)
     data_dir.create()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return asyncio.run(_Serve(settings, data_dir, source).run())
+    # Read before anything that takes long, so that a supervisor that ends meanwhile is missed.
+    return asyncio.run(_Serve(settings, data_dir, source).run(os.getppid()))
 
 
 class _Serve:
     """One run of the services."""
 
-    def __init__(self, settings: ServeSettings, data_dir: DataDir, source: VersionSource) -> None:
+    def __init__(self, settings: ServeSettings, data_dir: DataDir, source: InstanceStore) -> None:
         self._settings = settings
         self._data_dir = data_dir
+        self._source = source
         # Jitter and weights want spread, not secrecy.
-        self._draw = random.Random().random  # noqa: S311
+        self._draw = random.Random().random  # noqa: S311 - jitter and weights want spread, not secrecy
         self._health = HealthEngine(self._draw)
         self._metrics = Metrics(
-            lambda: list(self._health.states(wall_clock())),
+            lambda: health_rows(self._gateway, wall_clock()),
             lambda: len(self._gateway.records),
             lambda: self._gateway.accepted,
         )
@@ -101,10 +108,11 @@ class _Serve:
         self._started_at, self._applied_at = wall_clock(), 0.0
         self._health_changed = False
         self._checked: dict[str, asyncio.Task[None]] = {}
+        self._journal = OrderJournal(data_dir.untold_orders, source)
         paths = envoy_paths(data_dir, settings.environ)
         self._agent = Agent(
             self._gateway,
-            EnvoyFiles(data_dir, paths, find_envoy_or_none(settings.envoy, settings.environ)),
+            EnvoyFiles(data_dir, paths, find_envoy_or_none(settings.envoy, settings.environ), settings.environ),
             source,
             _InstanceRenderer(settings, paths),
             data_dir.last_good,
@@ -113,8 +121,8 @@ class _Serve:
         )
         self._metrics.config_store_up.set_function(lambda: float(self._agent.store_answers))
 
-    async def run(self) -> int:
-        """Serve until told to stop."""
+    async def run(self, parent: int) -> int:
+        """Serve until told to stop, or until `parent` is gone when it supervises us."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,9 +130,8 @@ class _Serve:
         if not await self._agent.boot():
             raise StartError(f"No version can be started: {self._agent.report.error or 'none was published yet'}.")
         load_health(self._data_dir.health_state, self._health, wall_clock())
-        admin = AdminServer(
-            self._data_dir.admin_socket, AdminService(self._gateway, self._ledger, self._status, wall_clock)
-        )
+        service = AdminService(self._gateway, self._ledger, self._journal, self._source, self._status, wall_clock)
+        admin = AdminServer(self._data_dir.admin_socket, service, self._settings.admin)
         await admin.start()
         self._ledger.start()
         servers = self._servers()
@@ -139,7 +146,11 @@ class _Serve:
         gc.set_threshold(*GC_THRESHOLDS)
         try:
             async with asyncio.TaskGroup() as tasks:
-                background = [tasks.create_task(self._keep_time(stop, tasks)), tasks.create_task(self._agent.run())]
+                background = [
+                    tasks.create_task(self._keep_time(stop, tasks, parent)),
+                    tasks.create_task(self._agent.run()),
+                    tasks.create_task(self._journal.run()),
+                ]
                 await stop.wait()
                 for task in (*background, *self._checked.values()):
                     task.cancel()
@@ -149,9 +160,10 @@ class _Serve:
                 await server.stop(STOP_GRACE_S)
             await admin.stop(0)
             stop_metrics()
-            await self._agent.leave()
             await self._save_health()
             await asyncio.to_thread(self._ledger.close)
+            # The store last: it may take its time, and what is only here is safe by now.
+            await self._agent.leave()
         return 0
 
     # -- what the agent tells ------------------------------------------------------------------------------------
@@ -191,7 +203,7 @@ class _Serve:
         on_fault = self._metrics.faults.inc
         if self._settings.transport == "grpcio":
             return {
-                logs: LogServer(f"unix:{logs}", self._log_reader),
+                logs: LogServer(f"unix:{logs}", self._log_reader, on_fault),
                 extproc: GrpcioServer(f"unix:{extproc}", self._exchange, wall_clock, on_fault, MESSAGE_LIMIT_BYTES),
             }
         log_services = {LOG_PATH: log_service(self._log_reader, on_fault)}
@@ -233,9 +245,9 @@ class _Serve:
 
     # -- time ----------------------------------------------------------------------------------------------------
 
-    async def _keep_time(self, stop: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
+    async def _keep_time(self, stop: asyncio.Event, tasks: asyncio.TaskGroup, parent: int) -> None:
         """Let time pass for health and records, save health, check providers, and end with the supervisor."""
-        parent, saved = os.getppid(), wall_clock()
+        saved = wall_clock()
         while True:
             self._check_providers(tasks)
             await asyncio.sleep(TICK_S)
@@ -289,6 +301,9 @@ class _InstanceRenderer:
 def _readable_certificate() -> Iterator[None]:
     try:
         yield
+    except ssl.SSLError as error:
+        reason = error.reason or "not PEM, or a key with a password"
+        raise Refused(f"server.tls: cert_file and key_file cannot be used together: {reason}.") from None
     except OSError as error:
         raise Refused(f"server.tls: {error.filename} cannot be read: {error.strerror}.") from None
 

@@ -49,6 +49,16 @@ class Address(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class AdminListen:
+    """Where the admin API listens over TCP, by which certificate, and whose certificates it takes."""
+
+    address: Address
+    cert: Path
+    key: Path
+    client_ca: Path
+
+
+@dataclass(frozen=True, slots=True)
 class UpSettings:
     """`extproc up`: the whole local gateway."""
 
@@ -64,6 +74,8 @@ class UpSettings:
     store: str
     """URL of the config store."""
     transport: Transport = "fast"
+    admin: AdminListen | None = None
+    """None: the admin API is on its Unix socket only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,7 @@ class ServeSettings:
     supervised: bool
     """Whether `extproc up` is the parent: it holds the lock, and its end is ours."""
     transport: Transport = "fast"
+    admin: AdminListen | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,16 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from extproc import envoy_admin
 from extproc.child import Child, keep_running, tether
 from extproc.config.snapshot import Snapshot
 from extproc.data_dir import DataDir
-from extproc.envoy_binary import ENVOY_BIN_ENV, find_envoy, require_envoy
+from extproc.envoy_binary import ENVOY_BIN_ENV, envoy_environ, find_envoy, require_envoy
 from extproc.metrics import READY
 from extproc.preflight import claim_port, load_snapshot, refuse_open_door
 from extproc.restart import Backoff
@@ -41,7 +42,6 @@ _LOG_LINES = 15
 # How long Envoy lets connections of a *replaced* listener live: a publish must not cut a long stream. It has
 # nothing to do with --drain, at the end of which the process ends.
 _LISTENER_DRAIN_S = 3600
-_ENVOY_ENVIRON = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ")
 
 
 class _StopRequested(Exception):  # noqa: N818 - not an error
@@ -68,6 +68,7 @@ def run_up(settings: UpSettings, prepare: Callable[[DataDir], Snapshot]) -> int:
         metrics = claim_port(settings.metrics_listen, "--metrics-listen")
         if listen == metrics:
             raise StartError(f"--listen and --metrics-listen both name {listen}: give each its own port.")
+        settings = _with_admin_port(settings, (listen, metrics))
         scheme = "https" if snapshot.server.tls_cert_file else "http"
         supervisor = Supervisor(
             serve=Child("extproc serve", serve_argv(settings, listen, metrics), serve_environ(settings, envoy)),
@@ -81,7 +82,10 @@ def run_up(settings: UpSettings, prepare: Callable[[DataDir], Snapshot]) -> int:
             listen=listen,
             metrics=metrics,
             drain_s=settings.drain_s,
-            ready_line=f"ready {scheme}://{listen} metrics http://{metrics} data {_shown(settings.data_dir)}",
+            ready_line=(
+                f"ready {scheme}://{listen} metrics http://{metrics}{_admin_shown(settings)} "
+                f"data {_shown(settings.data_dir)}"
+            ),
         )
         return asyncio.run(supervisor.run())
 
@@ -90,7 +94,26 @@ def serve_argv(settings: UpSettings, listen: Address, metrics: Address) -> list[
     """Return the command of the `serve` child."""
     argv = [sys.executable, "-m", "extproc", "serve", "--data-dir", str(settings.data_dir)]
     argv += ["--listen", str(listen), "--metrics-listen", str(metrics)]
-    return [*argv, "--transport", settings.transport]
+    argv += ["--transport", settings.transport]
+    admin = settings.admin
+    if admin is not None:
+        argv += ["--admin-listen", str(admin.address), "--admin-cert", str(admin.cert)]
+        argv += ["--admin-key", str(admin.key), "--admin-client-ca", str(admin.client_ca)]
+    return argv
+
+
+def _with_admin_port(settings: UpSettings, taken: tuple[Address, ...]) -> UpSettings:
+    """Return the settings with the admin API's port chosen; raises StartError when it cannot be had."""
+    if settings.admin is None:
+        return settings
+    address = claim_port(settings.admin.address, "--admin-listen")
+    if address in taken:
+        raise StartError(f"--admin-listen names {address} as another option does: give each its own port.")
+    return replace(settings, admin=replace(settings.admin, address=address))
+
+
+def _admin_shown(settings: UpSettings) -> str:
+    return f" admin {settings.admin.address}" if settings.admin is not None else ""
 
 
 def serve_environ(settings: UpSettings, envoy: Path) -> dict[str, str]:
@@ -108,11 +131,6 @@ def envoy_argv(envoy: Path, data_dir: DataDir, concurrency: int) -> list[str]:
     # An operator reads the access log while an incident runs: Envoy's default would show lines up to 10 s late.
     argv += ["--file-flush-interval-msec", "500"]
     return [*argv, "--drain-time-s", str(_LISTENER_DRAIN_S)]
-
-
-def envoy_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return Envoy's environment: what a program needs to run, and no provider key."""
-    return {name: environ[name] for name in _ENVOY_ENVIRON if name in environ}
 
 
 class Supervisor:

@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 
 from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.endpoints import HEALTH_PATH, MODELS_PATH, READY_PATH, Kind
-from extproc.core.exchange import Action, Event, Exchange, Respond, RouteTo
+from extproc.core.exchange import Action, Event, Exchange, RequestHeaders, Respond, RouteTo
 from extproc.core.feedback import ABORT_FLAGS, RequestLogged
 from extproc.core.gateway import AttemptRecord, Evidence, Gateway, RequestRecord
 from extproc.core.outcome import RouteMode
@@ -62,6 +62,7 @@ class Telemetry:
         self._bounds = metrics.bounds
         self._requests: dict[tuple[str, str, str, str, int], _Series] = {}
         self._attempts: dict[tuple[TargetKey, str | None], Counter] = {}
+        self._clients: dict[tuple[str, int], Counter] = {}
 
     def attempt_settled(self, attempt: AttemptRecord, state: RequestState) -> None:
         """Count an attempt by its verdict."""
@@ -76,7 +77,7 @@ class Telemetry:
 
     def request_logged(self, request: RequestLogged) -> None:
         """Count a request by what its caller got."""
-        if is_about_the_gateway(request):
+        if is_about_the_gateway(request.path):
             return
         self._forget_old_series()
         told = request.told
@@ -91,6 +92,7 @@ class Telemetry:
         if series is None:
             series = self._requests[wanted] = self._series_of(*wanted)
         series.requests.inc()
+        self._count_client(told.get("client", ""), request.status)
         series.seconds.observe(request.duration_s)
         if request.flags & ABORT_FLAGS:
             self._metrics.client_aborts.inc()
@@ -102,6 +104,13 @@ class Telemetry:
             elif kind in TOKEN_TYPES:
                 counter = series.tokens[kind] = self._metrics.tokens.labels(*series.target, kind)
                 counter.inc(count)
+
+    def _count_client(self, name: str, status: int) -> None:
+        counter = self._clients.get((name, status))
+        if counter is None:
+            labels = (self._bounds.client(name), code_label(status))
+            counter = self._clients[name, status] = self._metrics.client_requests.labels(*labels)
+        counter.inc()
 
     def _series_of(self, model: str, served_model: str, served_by: str, mode: str, status: int) -> _Series:
         metrics, bounds = self._metrics, self._bounds
@@ -124,12 +133,13 @@ class Telemetry:
             self._bounds = self._metrics.bounds
             self._requests.clear()
             self._attempts.clear()
+            self._clients.clear()
 
     def request_closed(
         self, record: RequestRecord | None, request: RequestLogged | None, refused: Evidence | None, now: float
     ) -> None:
         """Send a request's story to the ledger, and count what only the whole of it tells."""
-        if request is not None and record is None and is_about_the_gateway(request):
+        if request is not None and record is None and is_about_the_gateway(request.path):
             return
         evidence = refused if record is None else record.evidence
         number = evidence.version if evidence is not None else _version(request)
@@ -161,28 +171,34 @@ def publish_readings(metrics: Metrics, gateway: Gateway, ledger: Ledger) -> None
         "Messages from Envoy that no exchange expected.",
         lambda: gateway.unexpected_messages,
     )
-    metrics.read("gateway_ledger_rows_total", "Requests written to the ledger.", lambda: ledger.written)
+    metrics.read("gateway_ledger_rows_total", "Rows written to the ledger, one a request.", lambda: ledger.written)
     metrics.read("gateway_ledger_dropped_total", "Requests that the ledger could not record.", lambda: ledger.dropped)
     metrics.read("gateway_ledger_waiting", "Requests that wait to be written.", lambda: ledger.waiting, counter=False)
 
 
 class TimedExchange:
-    """An exchange whose deciding is timed: from the first event to the answer, without the waits between events."""
+    """An exchange whose deciding is timed: from the first event to the answer, without the waits between events.
+
+    Questions about the gateway itself are not: probes would be most of what is told.
+    """
 
     def __init__(self, exchange: Exchange, observe: Callable[[float], None]) -> None:
         self._exchange = exchange
         self._observe = observe
         self._spent_s = 0.0
+        self._timed = True
 
     def __repr__(self) -> str:
         return repr(self._exchange)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Pass an event on."""
+        if isinstance(event, RequestHeaders):
+            self._timed = not is_about_the_gateway(event.headers.get(":path", ""))
         began = time.perf_counter()
         actions = self._exchange.handle(event, now)
         self._spent_s += time.perf_counter() - began
-        if actions and isinstance(actions[0], RouteTo | Respond):
+        if self._timed and actions and isinstance(actions[0], RouteTo | Respond):
             self._observe(self._spent_s)
         return actions
 
@@ -191,9 +207,9 @@ class TimedExchange:
         self._exchange.closed(now)
 
 
-def is_about_the_gateway(request: RequestLogged) -> bool:
-    """Tell whether a request asked about the gateway itself."""
-    path = request.path.partition("?")[0]
+def is_about_the_gateway(target: str) -> bool:
+    """Tell whether a request for this path, with or without a query, asked about the gateway itself."""
+    path = target.partition("?")[0]
     return path in (HEALTH_PATH, READY_PATH, MODELS_PATH) or path.startswith(MODELS_PATH + "/")
 
 

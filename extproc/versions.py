@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import orjson
 
@@ -34,6 +34,44 @@ class Report:
     """References that lead nowhere, such as `openai (env OPENAI_API_KEY)`; never a value."""
 
 
+@dataclass(frozen=True, slots=True)
+class HealthOrder:
+    """What an operator asked of a target's or an account's health, carried out or refused, as the audit tells it."""
+
+    id: str
+    """Tells one order from the next, so that none is written twice."""
+    at: float
+    act: OrderAct
+    actor: str
+    named_by: Literal["certificate", "claim"]
+    """Whether a certificate says who acts, or only the caller: on the Unix socket, whoever may open it."""
+    subject: str
+    reason: str
+    expires_at: float | None
+    refused: str | None
+    """Why it was refused; None for one that was carried out."""
+
+
+OrderAct: TypeAlias = Literal["health_drain", "health_down", "health_restore", "health_order"]
+"""The last one is an order that names none of the three."""
+
+
+class OrderLog(Protocol):
+    """The audit as the admin API sees it."""
+
+    def ordered(self, order: HealthOrder) -> None:
+        """Write an order into the audit, once whatever the number of calls; OSError when it cannot be reached."""
+        ...
+
+
+class VersionArchive(Protocol):
+    """The store as `explain` sees it."""
+
+    def version(self, number: int) -> Wanted | None:
+        """Return a version whatever became of it, None when there is none; OSError when it cannot be reached."""
+        ...
+
+
 class VersionSource(Protocol):
     """The store as the agent sees it; every method may raise OSError when the store cannot be reached."""
 
@@ -56,6 +94,10 @@ class VersionSource(Protocol):
     def leave(self) -> None:
         """Say that this instance stops in good order; never raises."""
         ...
+
+
+class InstanceStore(VersionSource, VersionArchive, OrderLog, Protocol):
+    """All that a gateway has to do with the store."""
 
 
 def read_last_good(path: Path) -> Wanted | None:

@@ -73,6 +73,27 @@ _CREDENTIAL_HEADERS = frozenset(
         "set-cookie",
     )
 )
+_OWN_HEADERS = frozenset(("accept-encoding", "x-request-id"))
+"""Set by the gateway for every provider: it reads answers as they are, and knows a request again by its id."""
+SHARED_HEADERS = frozenset(
+    (
+        "accept",
+        "accept-language",
+        "anthropic-beta",
+        "anthropic-version",
+        "baggage",
+        "content-encoding",
+        "content-type",
+        "date",
+        "openai-beta",
+        "origin",
+        "referer",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+    )
+)
+"""Headers of the protocols themselves, which reach every provider: none may carry the key of one."""
 _CREDENTIAL_PARAMETERS = frozenset(
     (
         "key",
@@ -116,8 +137,22 @@ def _header_name(value: str) -> str:
     return name
 
 
-def _static_header_name(value: str) -> str:
+def _sent_header_name(value: str) -> str:
     name = _header_name(value)
+    if name in _OWN_HEADERS:
+        raise ValueError("is set by the gateway itself; remove it")
+    return name
+
+
+def _auth_header_name(value: str) -> str:
+    name = _sent_header_name(value)
+    if name in SHARED_HEADERS:
+        raise ValueError("is a header that every provider receives, and so the key; use another, such as authorization")
+    return name
+
+
+def _static_header_name(value: str) -> str:
+    name = _sent_header_name(value)
     if name in _CREDENTIAL_HEADERS or name.endswith(("-api-key", "-auth-token")):
         raise ValueError("is a credential header; use api_key (and auth for its header)")
     return name
@@ -227,6 +262,7 @@ BodyField = Annotated[
 EnvName = Annotated[str, AfterValidator(_env_name)]
 BaseUrlText = Annotated[Text, AfterValidator(_url)]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
+AuthHeaderName = Annotated[str, AfterValidator(_auth_header_name)]
 StaticHeaderName = Annotated[str, AfterValidator(_static_header_name)]
 StaticHeaderValue = Annotated[str, AfterValidator(_static_header_value)]
 AuthPrefix = Annotated[str, AfterValidator(_auth_prefix)]

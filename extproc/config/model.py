@@ -51,8 +51,8 @@ def _refuse_literal_key(value: object) -> object:
 class Auth(Section):
     """Which header carries the key, and what stands before it."""
 
-    header: kinds.HeaderName
-    """The header that carries the key."""
+    header: kinds.AuthHeaderName
+    """The header that carries the key; one of the key's own, which other providers do not get."""
     prefix: kinds.AuthPrefix
     """What stands before the key in that header."""
 
@@ -103,12 +103,12 @@ class ProviderTls(Section):
 
 
 class Limits(Section):
-    """Bounds of the connection pool to one provider."""
+    """What one provider may have under way; more goes to other targets, and waits only where there is none."""
 
     max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Connections to the provider at one time."""
     max_pending: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
-    """Requests that may wait for a connection."""
+    """Requests that may wait for a connection while another target could serve them."""
 
 
 class Provider(Section):

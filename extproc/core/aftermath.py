@@ -75,8 +75,9 @@ def after_failure(
     )
     if decision.verb is Verb.SAME:
         gateway.decided(state, state.attempt, f"{decision.verb} in {decision.wait_s:.3g} s: {decision.reason}")
-        tail = state.plan[state.attempt :]
-        return GoOn(state.failed(failure.error_class, first, (case.step, *tail)), True, decision.wait_s)
+        # The extra try takes a place of its own, so the plan's last one may no longer be among the attempts.
+        tail = (case.step, *state.plan[state.attempt : policy.attempts - 1])
+        return GoOn(state.failed(failure.error_class, first, tail), True, decision.wait_s)
     if decision.verb is not Verb.STOP:
         context = decision.verb is Verb.CONTEXT
         rest = gateway.rest(state, case.active, now, context=context or state.context)

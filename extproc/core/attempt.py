@@ -33,6 +33,8 @@ from extproc.core.route import JSON, retry_headers
 
 ATTEMPT_COUNT = "x-envoy-attempt-count"
 LATE = "deadline passed"
+TIMER_SLACK_S = 0.05
+"""How far our clock may be from Envoy's timers."""
 
 
 class _State(StrEnum):
@@ -94,11 +96,7 @@ class AttemptExchange:
 
     def _classes(self, state: RequestState, policy: Policy, attempt: int, now: float) -> tuple[str, ...]:
         """Complete the failed classes: an attempt that nobody judged was silent or never connected."""
-        limit_s = silence_limit_s(state.kind, policy)
-        # A lost connection shows at once or after connect_timeout; nearer to the timer than to that, it was the timer.
-        lost_after_s = policy.connect_timeout_s if policy.connect_timeout_s < limit_s else 0.0
-        boundary_s = (limit_s + lost_after_s) / 2
-        silent = ErrorClass.TIMEOUT if now - state.started >= boundary_s else ErrorClass.CONNECTION
+        silent = silent_class(now - state.started, silence_limit_s(state.kind, policy), policy.connect_timeout_s)
         missing = attempt - 1 - len(state.classes)
         return (*state.classes, *(str(silent) for _ in range(missing)))
 
@@ -107,6 +105,8 @@ class AttemptExchange:
         step = state.step(state.attempt)
         if step is None:
             return "plan over"
+        if state.attempt > policy.attempts:
+            return "attempts spent"
         if now - state.arrived > policy.deadline_s:
             return LATE
         if step.cluster != self._cluster:
@@ -137,6 +137,18 @@ class AttemptExchange:
     def _end(self, action: Action) -> list[Action]:
         self._state = _State.DONE
         return [action, Close()]
+
+
+def silent_class(elapsed_s: float, limit_s: float, connect_timeout_s: float) -> ErrorClass:
+    """Return the class of an attempt that ended without an answer after `elapsed_s`.
+
+    Envoy does not say why it gave an attempt up before its log does, which is too late here. Its timer never runs out
+    early, and starts once there is a connection: so what took less time was a lost connection, and so was what took
+    exactly a `connect_timeout` that is longer.
+    """
+    if connect_timeout_s > limit_s + TIMER_SLACK_S and abs(elapsed_s - connect_timeout_s) <= TIMER_SLACK_S:
+        return ErrorClass.CONNECTION
+    return ErrorClass.TIMEOUT if elapsed_s >= limit_s - TIMER_SLACK_S else ErrorClass.CONNECTION
 
 
 def silence_limit_s(kind: Kind, policy: Policy) -> float:

@@ -1,7 +1,8 @@
 """Reads what routing needs from a JSON request body, and replaces the model name in it.
 
 Invariants: the body is parsed once; only the bytes of the top-level `model` value ever change; a body with two
-top-level `model` keys is refused, because a provider might read the other one.
+top-level `model` keys, in whatever letter case, is refused, because a provider might read the other one; a name that
+was accepted can stand in a header, a log line and a terminal.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import orjson
@@ -17,6 +19,8 @@ from extproc.core.errors import GatewayError
 
 MODEL_NAME_LIMIT = 256
 
+_OTHER_SPELLINGS = frozenset(map("".join, product(*((letter, letter.upper()) for letter in "model")))) - {"model"}
+"""Keys that Go's and .NET's readers take for `model`; no letter beyond ASCII folds to one of these five."""
 _MODEL = b'"model"'
 _MODEL_KEY = re.compile(rb'(?<!\\)"model"\s*:\s*')
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
@@ -50,12 +54,29 @@ def parse_request_body(raw: bytes) -> RequestBody | GatewayError:
     if "model" not in fields:
         return GatewayError("missing_model", "The request body names no model; set `model`.", "model")
     model = fields["model"]
-    if not isinstance(model, str) or not model or len(model) > MODEL_NAME_LIMIT or not _is_text(model):
+    if not isinstance(model, str) or not model or len(model) > MODEL_NAME_LIMIT:
         return GatewayError("missing_model", "`model` must be the name of a model, as a string.", "model")
+    fault = fault_of_name(model)
+    if fault is not None:
+        return fault
     span = find_model_value(raw)
-    if span is None:
-        return GatewayError("invalid_json", "The request body has more than one `model` key; send one.", "model")
+    if span is None or not _OTHER_SPELLINGS.isdisjoint(fields):
+        return GatewayError(
+            "invalid_json", "The request body has more than one `model` key, letter case aside; send one.", "model"
+        )
     return RequestBody(raw, fields, model, fields.get("stream") is True, *span)
+
+
+def fault_of_name(model: str) -> GatewayError | None:
+    """Refuse a name that cannot stand in a header as it is: a glob's name is the caller's, and is answered in one.
+
+    Refused are control characters, whatever else is invisible (separators, marks of direction), half surrogates, and a
+    space at an end; the names in a config obey the same rule.
+    """
+    if model.isprintable() and model[:1] != " " and model[-1:] != " ":
+        return None
+    message = "`model` must be one line of visible characters, without control characters or spaces at its ends."
+    return GatewayError("bad_request", message, "model")
 
 
 def _load(raw: bytes) -> Any:
@@ -75,14 +96,6 @@ def _load(raw: bytes) -> Any:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def find_model_value(raw: bytes) -> tuple[int, int] | None:

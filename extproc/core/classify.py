@@ -10,14 +10,16 @@ Statuses that the table of classes leaves open: 408, 409, 425 and 499 are what a
 says of an attempt that may be repeated (https://docs.claude.com/en/api/errors, and the SDKs repeat them):
 `server_error`. 410 is a retired model. A 413 with a rate-limit code means that the request never fits this
 target's limit (Groq): handled like a context that is too long, or one large prompt would cool the target.
-Redirects are not followed: `bad_answer`.
+Redirects are not followed: `bad_answer`. A 404 that does not name the model (by code, `param` or a type such as
+`not_found_error`) may be the answer to a path that the provider does not serve: `model_unavailable` like the others, so
+the next target is asked, but `vague`, or one request to `/v1/rerank` would take a chat target out of service.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -46,6 +48,7 @@ _BY_STATUS: Final[Mapping[int, ErrorClass]] = {
 _SAFE_CODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 _CLASSES: Final[Mapping[str | None, ErrorClass]] = {kind.value: kind for kind in ErrorClass}
 _NO_CODES: Final[Mapping[str, str]] = MappingProxyType({})
+_MISSING: Final = ErrorClass.MODEL_UNAVAILABLE
 _LIMITS: Final = (ErrorClass.RATE_LIMITED, ErrorClass.QUOTA_EXHAUSTED)
 _DETAILS_READ: Final = 16
 
@@ -80,11 +83,22 @@ def classify(answer: Answer, error_codes: Mapping[str, str], now: float, cap_s: 
     gets here only when the judge has found it unusable.
     """
     error = _read(_decode(answer))
+    by_code = None
     if 200 <= answer.status < 300:
         error_class = ErrorClass.BAD_ANSWER
     else:
-        error_class = _by_code(error, answer.status, error_codes) or _by_status(answer.status, error)
-    return _failure(error_class, answer.status, answer.headers, error, now, cap_s)
+        by_code = _by_code(error, answer.status, error_codes)
+        error_class = by_code or _by_status(answer.status, error)
+    failure = _failure(error_class, answer.status, answer.headers, error, now, cap_s)
+    if answer.status == 404 and by_code is None and error_class is _MISSING and not _names_the_model(error):
+        return replace(failure, retry_at=None, vague=True)
+    return failure
+
+
+def _names_the_model(error: _Error) -> bool:
+    """Tell whether a 404 is about the model, and not perhaps about a path that the provider does not serve."""
+    meanings = (GENERIC.get(code.lower()) for code in error.codes)
+    return error.param == "model" or any(meaning.error_class is _MISSING for meaning in meanings if meaning)
 
 
 def classify_error_object(

@@ -21,9 +21,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A POST endpoint with a JSON body that names a `model`."""
+    """A POST endpoint with a JSON body that names a `model`; `operation` is what traces call it."""
 
     path: str
+    operation: str
     protocol: Protocol = "openai"
     guarded: bool = False
 
@@ -31,15 +32,15 @@ class Endpoint:
 ENDPOINTS: dict[str, Endpoint] = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", guarded=True),
-        Endpoint("/v1/completions", guarded=True),
-        Endpoint("/v1/responses", guarded=True),
-        Endpoint("/v1/messages", "anthropic", guarded=True),
-        Endpoint("/v1/embeddings"),
-        Endpoint("/v1/moderations"),
-        Endpoint("/v1/images/generations"),
-        Endpoint("/v1/audio/speech"),
-        Endpoint("/v1/rerank"),
+        Endpoint("/v1/chat/completions", "chat", guarded=True),
+        Endpoint("/v1/completions", "text_completion", guarded=True),
+        Endpoint("/v1/responses", "chat", guarded=True),
+        Endpoint("/v1/messages", "chat", "anthropic", guarded=True),
+        Endpoint("/v1/embeddings", "embeddings"),
+        Endpoint("/v1/moderations", "moderation"),
+        Endpoint("/v1/images/generations", "image_generation"),
+        Endpoint("/v1/audio/speech", "speech"),
+        Endpoint("/v1/rerank", "rerank"),
     )
 }
 MODELS_PATH = "/v1/models"

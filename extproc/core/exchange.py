@@ -141,11 +141,15 @@ class ReleaseHeaders:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBody:
-    """Send a piece of the answer on; `tokens` were read from an event that the caller does not get."""
+    """Send a piece of the answer on; `tokens` were read from an event that the caller does not get.
+
+    `classes` are those of the failed attempts, once the attempt that this answer comes from is one of them.
+    """
 
     chunk: bytes
     end_of_stream: bool
     tokens: Mapping[str, int] | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

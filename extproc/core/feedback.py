@@ -76,7 +76,7 @@ def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
         attempt.logged = event
     # An entry that says nothing leaves the verdict to the request's own entry: a refused address is told there.
     if attempt is not None and not attempt.settled and (event.status or event.flags):
-        verdict = _verdict(attempt, event)
+        verdict = _verdict(attempt, event, _first_token_s(gateway, record, attempt))
         gateway.settle(attempt, record.state, verdict, now)
         if isinstance(verdict, Success):
             gateway.served(record, attempt, now)
@@ -87,6 +87,8 @@ def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
 def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     """Take note that a request ended and of how many attempts Envoy made for it."""
     gateway.observer.request_logged(event)
+    if event.flags and event.request_id:
+        gateway.left(event.request_id)
     record = gateway.records.get(event.request_id)
     if record is None:
         gateway.observer.request_closed(None, event, gateway.refused.pop(event.request_id, None), now)
@@ -119,7 +121,19 @@ def _match(record: RequestRecord, event: AttemptLogged) -> AttemptRecord | None:
     return None
 
 
-def _verdict(attempt: AttemptRecord, event: AttemptLogged) -> Failure | Success | None:
+def _first_token_s(gateway: Gateway, record: RequestRecord, attempt: AttemptRecord) -> float | None:
+    """Return the time to first token where it tells how quick a target is, else None.
+
+    The first byte of a whole answer, held back by the provider or by the guard `complete`, comes after its last token:
+    it tells how long the answer is.
+    """
+    active = gateway.version(record.state.version)
+    if active is None or gateway.policy_of(record.state, active).stream_guard != "first_token":
+        return None
+    return attempt.first_token_s
+
+
+def _verdict(attempt: AttemptRecord, event: AttemptLogged, first_token_s: float | None) -> Failure | Success | None:
     flags = event.flags
     if flags & _BLAMELESS_FLAGS:
         return None
@@ -132,8 +146,7 @@ def _verdict(attempt: AttemptRecord, event: AttemptLogged) -> Failure | Success 
     if flags & _RESET_FLAGS:
         return Failure(ErrorClass.STREAM_CUT if begun else ErrorClass.CONNECTION, evidence=_evidence(event))
     if 200 <= event.status < 300:
-        first_s = attempt.first_token_s if attempt.first_token_s is not None else event.first_byte_s
-        return Success(first_s, event.request_bytes)
+        return Success(first_token_s, event.request_bytes)
     return None
 
 

@@ -18,9 +18,10 @@ from extproc.core.affinity import AffinityTable
 from extproc.core.budget import RetryBudget
 from extproc.core.endpoints import ENDPOINTS, upstream_path
 from extproc.core.health import HEALTHY, HealthEngine, Permit, Subject, Success, Transition, View
+from extproc.core.in_flight import InFlight
 from extproc.core.limits import ClientLimits
 from extproc.core.outcome import Failure, RouteMode
-from extproc.core.plan import Plan, Planned, plan_request, plan_rest
+from extproc.core.plan import AT_LIMIT, Plan, Planned, plan_request, plan_rest
 from extproc.core.request_state import PlanStep, RequestState
 
 if TYPE_CHECKING:
@@ -28,9 +29,13 @@ if TYPE_CHECKING:
 
 RECORD_LIMIT = 100_000
 REFUSED_LIMIT = 10_000
+GONE_LIMIT = 10_000
 RECORD_MAX_AGE_S = 3600.0 * 2
 REPORT_GRACE_S = 10.0
 """How long after a request's own log entry those of its attempts may still come."""
+COUNTED_MAX_AGE_S = 600.0
+"""How long after its request arrived an attempt counts as under way: its entry in Envoy's log may be lost."""
+FULL = View.ineligible(AT_LIMIT)
 KEPT_VERSIONS = 16
 
 
@@ -49,7 +54,10 @@ class Active:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a plan was made from, beside snapshot and ticket: `seen` holds every view that was not plain healthy."""
+    """What a plan was made from, beside snapshot and ticket: `seen` holds every view that was not plain healthy.
+
+    `why` says of those what each view rests on, as `name=value`: values and the thresholds they are measured against.
+    """
 
     requested: ResolvedModel
     endpoint: str
@@ -58,6 +66,7 @@ class Evidence:
     seen: Mapping[TargetKey, View]
     prefer: TargetKey | None = None
     pinned: bool = False
+    why: Mapping[TargetKey, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -68,6 +77,8 @@ class AttemptRecord:
     permit: Permit
     failure: Failure | None = None
     settled: bool = False
+    counted: bool = False
+    """Whether it counts as one of its provider's attempts under way."""
     held: bool = False
     """Whether its answer began but nothing of it has reached the caller."""
     first_token_s: float | None = None
@@ -143,10 +154,13 @@ class Gateway:
         self.budget = RetryBudget()
         self.budget_denied = 0
         self.limits = ClientLimits()
+        self.in_flight = InFlight()
         self.affinity = AffinityTable()
         self.unexpected_messages = 0
         self.observer: Observer = _Nobody()
         self.refused: OrderedDict[str, Evidence] = OrderedDict()
+        self._gone: OrderedDict[str, None] = OrderedDict()
+        """Requests that ended before their time: an exchange of theirs may still be on its way to us."""
         self.accepted = False
         """Whether Envoy has accepted the active version; `/readyz` says so."""
         self._on_transition = on_transition
@@ -167,6 +181,7 @@ class Gateway:
         while len(self._versions) > KEPT_VERSIONS:
             self._versions.popitem(last=False)
         self._active = active
+        self.in_flight.bound(active.snapshot.providers.values())
 
     def policy_of(self, state: RequestState, active: Active) -> Policy:
         """Return a request's policy; its model's, when the version that stands in for its own has none of that name."""
@@ -192,6 +207,16 @@ class Gateway:
             return lambda key: view(key, now)
         return lambda key: View.ineligible("missing_key") if key.provider in missing else view(key, now)
 
+    def _roomy(self, view: Callable[[TargetKey], View]) -> Callable[[TargetKey], View]:
+        """Return a view in which a well target may not be used either while its account is at its limit."""
+        full = self.in_flight.full
+
+        def roomy(key: TargetKey) -> View:
+            found = view(key)
+            return FULL if found.eligible and key.provider in full else found
+
+        return roomy
+
     def ticket(self, model: str) -> int:
         """Return the next ticket of a model: successive requests spread over its weights."""
         ticket = self._tickets.get(model, 0)
@@ -208,26 +233,44 @@ class Gateway:
         session: bytes | None = None,
         evidence: Callable[[Evidence], None] | None = None,
     ) -> Plan:
-        """Plan a new request; when everything is down, keep only the least bad. `evidence` is told what it rests on."""
+        """Plan a new request; when everything is down, keep only the least bad. `evidence` is told what it rests on.
+
+        Accounts at their limit are passed over while anybody else can serve; otherwise Envoy decides about them.
+        """
         protocol = ENDPOINTS[endpoint].protocol
         prefer = self.affinity.find(session, now) if session else None
         view = self.view(active, now)
+        full = bool(self.in_flight.full)
+        eyes = self._roomy(view) if full else view
         seen: dict[TargetKey, View] = {}
 
         def recorded(key: TargetKey) -> View:
-            found = view(key)
+            found = eyes(key)
             if found is not HEALTHY:
                 seen[key] = found
             return found
 
         plan = plan_request(active.snapshot, requested, protocol, recorded, ticket, prefer=prefer)
+        if full and (not plan.planned or plan.planned[0].mode is RouteMode.LAST_RESORT):
+            eyes = view
+            seen.clear()
+            plan = plan_request(active.snapshot, requested, protocol, recorded, ticket, prefer=prefer)
         if evidence is not None:
-            evidence(Evidence(requested, endpoint, ticket, active.snapshot.version, seen, prefer))
+            why = {key: self._why(key, found, active, now) for key, found in seen.items()}
+            evidence(Evidence(requested, endpoint, ticket, active.snapshot.version, seen, prefer, why=why))
         if plan.planned and plan.planned[0].mode is RouteMode.LAST_RESORT:
             usable = [p for p in plan.planned if p.key.provider not in active.missing_keys]
             best = self.health.least_bad([p.key for p in usable], now) if usable else None
             return Plan(tuple(p for p in usable if p.key == best), plan.skipped)
         return plan
+
+    def _why(self, key: TargetKey, found: View, active: Active, now: float) -> tuple[str, ...]:
+        """Return what a view that is not plain healthy rests on."""
+        if found is FULL:
+            account = active.snapshot.providers[key.provider]
+            under_way, limit = self.in_flight.count(key.provider), account.max_connections + account.max_pending
+            return (f"under_way={under_way}", f"limit={limit}")
+        return () if key.provider in active.missing_keys else self.health.evidence(key, now)
 
     def steps(
         self, active: Active, policy: Policy, endpoint: str, query: str, planned: tuple[Planned, ...]
@@ -253,15 +296,12 @@ class Gateway:
         if requested is None or state.plan[0].mode is RouteMode.PINNED:
             return ()
         tried = {step.key for step in state.plan[: state.attempt]}
-        planned = plan_rest(
-            active.snapshot,
-            requested,
-            state.protocol,
-            self.view(active, now),
-            state.ticket,
-            tried,
-            context=context,
-        )
+        view = self.view(active, now)
+
+        def seen_by(eyes: Callable[[TargetKey], View]) -> tuple[Planned, ...]:
+            return plan_rest(active.snapshot, requested, state.protocol, eyes, state.ticket, tried, context=context)
+
+        planned = seen_by(self._roomy(view) if self.in_flight.full else view)
         policy = self.policy_of(state, active)
         room = max(0, policy.attempts - state.attempt)
         return self.steps(
@@ -291,6 +331,8 @@ class Gateway:
     ) -> None:
         """Remember a request whose first attempt is about to start."""
         self.budget.request(now)
+        if state.id in self._gone:
+            return
         record = RequestRecord(state, session, evidence=evidence, first_plan=state.plan, counted=True)
         self._remember(record, now)
         self.limits.begin(state.client)
@@ -314,12 +356,15 @@ class Gateway:
         """Remember that the state's present attempt starts now."""
         record = self.records.get(state.id)
         if record is None:
+            if state.id in self._gone:
+                return
             record = self._remember(RequestRecord(state, first=state.attempt), now)
         # The first error may be 64 KiB long, and metadata carries it.
         record.state = state if state.first_error is None else replace(state, first_error=None)
         step = state.step(state.attempt)
         if step is not None:
-            record.attempts.append(AttemptRecord(step, self.health.begin(step.key, now), started=now))
+            record.attempts.append(AttemptRecord(step, self.health.begin(step.key, now), counted=True, started=now))
+            self.in_flight.begin(step.provider)
 
     def attempt_held(self, state: RequestState, *, held: bool, first_token_s: float | None = None) -> None:
         """Remember whether the present attempt's answer is held back, and when its first output came."""
@@ -349,7 +394,7 @@ class Gateway:
         record = self.records.get(state.id)
         attempt = _attempt(record, state.attempt)
         step = state.step(state.attempt)
-        if attempt is None and step is not None:
+        if attempt is None and step is not None and state.id not in self._gone:
             # Another process began it, or this one restarted since: the failure counts all the same.
             attempt = AttemptRecord(step, self.health.begin(step.key, now), started=state.started)
         if attempt is not None and not attempt.settled:
@@ -362,6 +407,7 @@ class Gateway:
         if attempt.settled:
             return
         attempt.settled = True
+        self._uncount(attempt)
         attempt.good = isinstance(verdict, Success)
         if isinstance(verdict, Failure):
             attempt.failure = verdict
@@ -372,6 +418,11 @@ class Gateway:
         policy = self.policy_of(state, active)
         for transition in self.health.end(attempt.permit, verdict, now, policy.cooldown):
             self._on_transition(transition)
+
+    def _uncount(self, attempt: AttemptRecord) -> None:
+        if attempt.counted:
+            attempt.counted = False
+            self.in_flight.end(attempt.step.provider)
 
     def pace(self, key: TargetKey, until: float, now: float) -> None:
         """Keep a target out until its provider's allowance is whole again."""
@@ -417,6 +468,12 @@ class Gateway:
 
     # -- the end of a request ------------------------------------------------------------------------------------
 
+    def left(self, request_id: str) -> None:
+        """Remember that Envoy ended a request early: nobody will report what a late message of it might begin."""
+        while len(self._gone) >= GONE_LIMIT:
+            self._gone.popitem(last=False)
+        self._gone[request_id] = None
+
     def reported(self, record: RequestRecord, attempts: int, now: float) -> None:
         """Take note that Envoy reported a request's end and how many attempts it made."""
         record.expected = attempts
@@ -436,13 +493,17 @@ class Gateway:
             self._forget(request_id, now)
 
     def sweep(self, now: float) -> None:
-        """Forget requests whose end, or an attempt of which, was never reported."""
+        """Forget requests whose end, or an attempt of which, was never reported; stop counting old attempts."""
         while self._reported and now - self._reported[0][0] > REPORT_GRACE_S:
             self._forget(self._reported.popleft()[1], now)
         for request_id, record in list(self.records.items()):
-            if now - record.state.arrived <= RECORD_MAX_AGE_S:
+            age_s = now - record.state.arrived
+            if age_s <= COUNTED_MAX_AGE_S:
                 break
-            self._forget(request_id, now)
+            for attempt in record.attempts:
+                self._uncount(attempt)
+            if age_s > RECORD_MAX_AGE_S:
+                self._forget(request_id, now)
 
     def _forget(self, request_id: str, now: float) -> None:
         record = self.records.pop(request_id, None)

@@ -36,7 +36,7 @@ from extproc.core.health_state import (
     Transition,
     View,
 )
-from extproc.core.outcome import CHARGED_TO, Charge, ErrorClass, Failure
+from extproc.core.outcome import Charge, ErrorClass, Failure
 
 __all__ = [
     "CELLS_KEPT",
@@ -76,6 +76,13 @@ class HealthEngine:
         if provider is None or provider.calm:
             return target.view(now)
         return target.view(now).within(provider.view(now))
+
+    def evidence(self, key: TargetKey, now: float) -> tuple[str, ...]:
+        """Return what `view` rests on, as `name=value`: values and the thresholds they are measured against."""
+        target, provider = self._targets.get(key), self._providers.get(key[0])
+        own = () if target is None or target.calm else target.evidence(now)
+        account = () if provider is None or provider.calm else provider.evidence(now)
+        return (*own, *(f"account.{fact}" for fact in account))
 
     def recovery_time(self, keys: Iterable[TargetKey], now: float) -> float | None:
         """Return the earliest epoch second at which any of the targets could serve, None for never."""
@@ -219,7 +226,7 @@ class HealthEngine:
 
     def _failed(self, permit: Permit, failure: Failure, moment: Moment, target: Cell, provider: Cell) -> None:
         kind = failure.error_class
-        charge = CHARGED_TO[kind]
+        charge = failure.charge
         if charge is Charge.PROVIDER:
             provider.fail(kind, failure.retry_at, permit, moment)
         elif charge is Charge.TARGET:
@@ -239,7 +246,7 @@ class HealthEngine:
     def _suspect(self, permit: Permit, kind: ErrorClass, moment: Moment, provider: Cell, *, began: bool) -> None:
         if provider.tripped:
             if provider.promoted and permit.started_at >= provider.until:
-                provider.trip(kind, None, moment, promoted=True)
+                provider.trip(kind, None, moment, ("probe=failed",), promoted=True)
             return
         if not began:
             return
@@ -247,7 +254,8 @@ class HealthEngine:
         provider.suspects = {key: trip for key, trip in provider.suspects.items() if trip[0] >= oldest}
         provider.suspects[permit.key] = (moment.now, moment.seq)
         if len(provider.suspects) >= _PROMOTION_TARGETS:
-            provider.trip(kind, None, moment, promoted=True)
+            why = (f"targets_out={len(provider.suspects)}", f"window_s={moment.cooldown.window_s:g}")
+            provider.trip(kind, None, moment, why, promoted=True)
 
     def _order(self, subject: Subject, operator: Operator, now: float) -> tuple[Transition, ...]:
         cell = self._cell(subject)

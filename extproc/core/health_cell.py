@@ -8,6 +8,10 @@ half-open (for a fault promoted from targets: by any success that began after it
 began before the newest trip neither ends it nor counts as a new one; `calm` is False whenever `view` could
 differ from healthy.
 
+Cooldowns grow with the streak. After a refusal (a limit, a key, a missing model) by the policy's factor alone: who was
+told no asks ever more rarely. After a fault, which may end at any time, never beyond OUTAGE_SHARE of the outage so
+far (and never below the base): so the end of an outage is noticed after a fraction of its own length.
+
 Consecutive failures are counted over completions. A success that began before the last failure does not end
 the run, as it may be older than the fault, but it is weighed: the run trips only while failures make up
 `failure_ratio` of it. So a fault shows within `consecutive` failures even while old streams still end well,
@@ -30,8 +34,11 @@ from extproc.core.outcome import ErrorClass
 PROBE_LEASE_S: Final = 60.0
 """A probe of which nothing was heard for so long has lost its slot."""
 RECOVERY_SHARES: Final = (0.1, 0.25, 0.5)
-RECOVERY_STEP_S: Final = 10.0
+RECOVERY_STEP_S: Final = 4.0
 RECOVERY_STEP_SUCCESSES: Final = 5
+OUTAGE_SHARE: Final = 0.25
+"""With the default base of 15 s, an outage of a minute is noticed as over within 16.5 s and full traffic is back
+12 s later, jitter and all steps included."""
 
 TRIPS_AT_ONCE: Final = frozenset(
     {
@@ -79,7 +86,11 @@ class Cell:
     promoted: bool = False
     until: float = 0.0
     reason: str = ""
+    why: tuple[str, ...] = ()
+    """What the newest trip rests on: values and the thresholds they reached, as `name=value`."""
     streak: int = 0
+    ill_since: float = 0.0
+    """When the first cooldown of the streak began."""
     tripped_seq: int = 0
     closed_seq: int = 0
     recovering_at: float | None = None
@@ -119,6 +130,17 @@ class Cell:
             reason = "recovering" if recovery < 1.0 else "slow"
             return View(State.DEGRADED, eligible=True, share=recovery * latency, reason=reason)
         return HEALTHY
+
+    def evidence(self, now: float) -> tuple[str, ...]:
+        """Return what `view` rests on: values and the thresholds of the policy, as `name=value`."""
+        operator = self.operator
+        if operator is not None and operator.holds(now):
+            return (f"order={operator.kind}", f"owner={operator.owner}", f"order_reason={operator.reason}")
+        if now < self.blocked_until():
+            return self.why if self.tripped and self.until >= self.paced_until else ("remaining=0",)
+        if self.tripped:
+            return (*self.why, f"probe={'free' if self.slot_is_free(now) else 'under_way'}")
+        return (*self._recovery_evidence(now), *self.latency.evidence(now))
 
     def blocked_until(self) -> float:
         """Return the later deadline of cooldown and pacing; 0 when there was none."""
@@ -187,16 +209,30 @@ class Cell:
             self._count(moment.now, moment.cooldown, good=False)
             self.run_bad += 1
             self.run_seq = moment.seq
-            if not self._run_trips(moment.cooldown) and not self._ratio_trips(moment):
+            why = self._run_trips(moment.cooldown) or self._ratio_trips(moment)
+            if not why:
                 return False
-        self.trip(reason, retry_at, moment)
+        else:
+            why = _told(retry_at, moment) if at_once else ("probe=failed",)
+        self.trip(reason, retry_at, moment, why)
         return True
 
-    def trip(self, reason: ErrorClass, retry_at: float | None, moment: Moment, *, promoted: bool = False) -> None:
+    def trip(
+        self,
+        reason: ErrorClass,
+        retry_at: float | None,
+        moment: Moment,
+        why: tuple[str, ...],
+        *,
+        promoted: bool = False,
+    ) -> None:
         """Begin a new cooldown, one streak longer than the last."""
+        if self.streak == 0:
+            self.ill_since = moment.now
         self.streak = min(self.streak + 1, _STREAK_LIMIT)
         self.until = self._deadline(reason, retry_at, moment)
         self.tripped, self.promoted, self.reason, self.calm = True, promoted, reason.value, False
+        self.why = why
         self.tripped_seq, self.recovering_at = moment.seq, None
 
     def close(self, seq: int) -> None:
@@ -226,16 +262,28 @@ class Cell:
         else:
             buckets[-1].bad += 1
 
-    def _run_trips(self, cooldown: Cooldown) -> bool:
+    def _run_trips(self, cooldown: Cooldown) -> tuple[str, ...]:
+        """Return what makes the run of failures trip, nothing when it does not."""
         run = self.run_bad + self.run_old_good
-        return self.run_bad >= cooldown.consecutive and self.run_bad >= cooldown.failure_ratio * run
+        if self.run_bad < cooldown.consecutive or self.run_bad < cooldown.failure_ratio * run:
+            return ()
+        return (f"failures_in_a_row={self.run_bad}", f"consecutive={cooldown.consecutive}")
 
-    def _ratio_trips(self, moment: Moment) -> bool:
+    def _ratio_trips(self, moment: Moment) -> tuple[str, ...]:
+        """Return what makes the failures of the window trip, nothing when they do not."""
         cooldown = moment.cooldown
         recent = [b for b in self.buckets if b.started_at > moment.now - cooldown.window_s]
         bad = sum(b.bad for b in recent)
         total = bad + sum(b.good for b in recent)
-        return total >= cooldown.min_requests and bad >= cooldown.failure_ratio * total
+        if total < cooldown.min_requests or bad < cooldown.failure_ratio * total:
+            return ()
+        return (
+            f"failures={bad}",
+            f"requests={total}",
+            f"failure_ratio={cooldown.failure_ratio:g}",
+            f"min_requests={cooldown.min_requests}",
+            f"window_s={cooldown.window_s:g}",
+        )
 
     def _lengthen(self, reason: ErrorClass, retry_at: float | None, moment: Moment) -> None:
         """Let a failure met during a cooldown move the deadline: only a told time or another fault does."""
@@ -247,6 +295,7 @@ class Cell:
             return
         if deadline > self.until:
             self.until, self.reason, self.promoted = deadline, reason.value, False
+            self.why = _told(retry_at, moment)
             self.tripped_seq = moment.seq
 
     def _deadline(self, reason: ErrorClass, retry_at: float | None, moment: Moment) -> float:
@@ -258,10 +307,29 @@ class Cell:
         elif told and self.streak == 1:
             wait_s = 0.0
         else:
-            wait_s = min(cooldown.base_s * cooldown.factor ** (self.streak - (2 if told else 1)), cooldown.max_s)
+            wait_s = self._earned_s(reason, self.streak - (2 if told else 1), moment)
         wait_s = min(wait_s * (1.0 + cooldown.jitter * (2.0 * moment.rng() - 1.0)), cooldown.cap_s)
         at = moment.now if retry_at is None else min(retry_at, moment.now + cooldown.cap_s)
         return max(moment.now + wait_s, at)
+
+    def _earned_s(self, reason: ErrorClass, growths: int, moment: Moment) -> float:
+        """Return how long the streak makes a cooldown, jitter aside."""
+        cooldown = moment.cooldown
+        wait_s = min(cooldown.base_s * cooldown.factor**growths, cooldown.max_s)
+        if reason in TRIPS_AT_ONCE:
+            return wait_s
+        return min(wait_s, max(cooldown.base_s, OUTAGE_SHARE * (moment.now - self.ill_since)))
+
+    def _recovery_evidence(self, now: float) -> tuple[str, ...]:
+        if self.recovering_at is None or self._recovery_share(now) >= 1.0:
+            return ()
+        steps = len(RECOVERY_SHARES)
+        return (
+            f"recovering_s={max(0.0, now - self.recovering_at):.3g}",
+            f"whole_after_s={steps * RECOVERY_STEP_S:g}",
+            f"successes={self.recovered}",
+            f"whole_after_successes={steps * RECOVERY_STEP_SUCCESSES}",
+        )
 
     def _recovery_share(self, now: float) -> float:
         if self.recovering_at is None:
@@ -269,3 +337,8 @@ class Cell:
         by_time = int(max(0.0, now - self.recovering_at) / RECOVERY_STEP_S)
         step = max(by_time, self.recovered // RECOVERY_STEP_SUCCESSES)
         return RECOVERY_SHARES[step] if step < len(RECOVERY_SHARES) else 1.0
+
+
+def _told(retry_at: float | None, moment: Moment) -> tuple[str, ...]:
+    """Return what a cooldown that begins at once rests on: the provider's own time, or its refusal alone."""
+    return ("refused=1",) if retry_at is None else (f"told_s={max(0.0, retry_at - moment.now):.3g}",)

@@ -68,6 +68,7 @@ def _entry(cell: Cell) -> dict[str, Any]:
             "until": cell.until,
             "reason": cell.reason,
             "streak": cell.streak,
+            "ill_since": cell.ill_since,
             "promoted": cell.promoted,
         }
     if cell.paced_until:
@@ -81,6 +82,10 @@ def _trip(cell: Cell, entry: Mapping[str, Any], until: float) -> None:
     if not cell.tripped or until > cell.until:
         cell.until, cell.reason = until, entry["reason"]
         cell.promoted = entry.get("promoted") is True
+    if not cell.tripped:
+        # Without a time that makes sense the outage counts from its last known deadline: the next wait is a short one.
+        since = _number(entry.get("ill_since"))
+        cell.ill_since = cell.until if since is None else min(since, cell.until)
     cell.tripped = True
     cell.streak = max(cell.streak, _streak(entry.get("streak")))
 

@@ -1,8 +1,9 @@
 """The judge exchange: what one provider's answer means, and what follows from it.
 
-Sees every failure, every event stream and every empty or HTML 2xx of one attempt. A failure's headers are held until
-its body (to 64 KiB) is understood, a guarded stream's until it has shown real output; then Envoy is told to go on
-with the next attempt, or the request ends with the first meaningful error as an immediate response. Invariants:
+Sees every failure, every event stream and every untyped, empty or HTML 2xx of one attempt. A failure's headers are
+held until its body (to 64 KiB) is understood, a guarded stream's until it has shown real output, any other answer's
+until its first byte; then Envoy is told to go on with the next attempt, or the request ends with the first meaningful
+error as an immediate response. Invariants:
 headers are answered once; an attempt is charged once; after release, bytes pass untouched, and a stream that does not
 end whole is broken visibly.
 """
@@ -49,6 +50,7 @@ EVENT_STREAM = "text/event-stream"
 ERROR_HEADERS = frozenset(
     {
         "content-type",
+        "content-encoding",
         "retry-after",
         "retry-after-ms",
         "request-id",
@@ -82,6 +84,8 @@ class Phase(StrEnum):
     """A failure's body, up to the limit."""
     GUARDING = "guarding"
     """A stream whose headers are held."""
+    WANT_BYTES = "want_bytes"
+    """A good answer of no guarded kind, held until it is known not to be empty."""
     WAITING = "waiting"
     """Before the same target is tried again."""
     RELEASED = "released"
@@ -146,8 +150,10 @@ class JudgeExchange:
         if content_type == "text/html":
             return self._failed(case, _bad("html"), now)
         if content_type != EVENT_STREAM or case.state.kind is not Kind.STREAM:
-            return self._release(now)
-        if event.headers.get("content-encoding", "identity") != "identity":
+            self._phase = Phase.WANT_BYTES
+            self._gateway.attempt_held(case.state, held=True)
+            return []
+        if _is_encoded(event):
             return self._failed(case, _bad("encoded"), now)
         guard: StreamGuard = case.policy.stream_guard
         self._stream = WatchedStream(STREAM_KIND_BY_PATH[case.state.endpoint], guard)
@@ -169,6 +175,8 @@ class JudgeExchange:
             return [ReleaseBody(b"", False)]
         if case is not None and self._phase is Phase.GUARDING:
             return self._guard(case, event, now)
+        if case is not None and self._phase is Phase.WANT_BYTES:
+            return self._first_bytes(case, event, now)
         if case is None or self._phase is not Phase.COLLECTING:
             return []
         room = ERROR_BODY_LIMIT_BYTES - len(self._body)
@@ -177,9 +185,18 @@ class JudgeExchange:
             return self._conclude(case, now)
         return []
 
+    def _first_bytes(self, case: Case, event: ResponseBody, now: float) -> list[Action]:
+        if event.chunk:
+            self._gateway.attempt_held(case.state, held=False)
+            self._phase = Phase.RELEASED
+            return [self._headers(), self._piece(event.chunk, event.end_of_stream), *self._idle_timer()]
+        return self._failed(case, _bad("empty"), now) if event.end_of_stream else []
+
     def _on_trailers(self, part: Part, now: float) -> list[Action]:
         """Trailers end a body whose last piece did not say so."""
-        if self._ended or self._phase in (Phase.WAITING, Phase.DONE):
+        if self._phase is Phase.WAITING:
+            return []  # the timer answers the held headers, and with the next attempt nobody needs the trailers
+        if self._ended or self._phase is Phase.DONE:
             return [CancelTimer(), Pass(part)]
         actions = self._on_body(ResponseBody(b"", end_of_stream=True), now)
         if self._phase is not Phase.RELEASED:
@@ -254,6 +271,8 @@ class JudgeExchange:
                 self._gateway.attempt_failed(
                     self._case.state, Failure(ErrorClass.STREAM_CUT, evidence=("error event",)), now
                 )
+                last = replace(self._piece(event.chunk, True), classes=_classes(self._case, ErrorClass.STREAM_CUT))
+                return [last, CancelTimer()]
         return [self._piece(event.chunk, event.end_of_stream), *self._idle_timer()]
 
     def _piece(self, chunk: bytes, end: bool) -> ReleaseBody:
@@ -274,13 +293,16 @@ class JudgeExchange:
         self._gateway.attempt_failed(case.state, Failure(error_class, evidence=("after release",)), now)
         if self._cut is not None:
             chunk = self._cut.feed(chunk, end=True)
-        rest: list[Action] = [ReleaseBody(chunk, False)] if chunk else []
-        return [CancelTimer(), *rest, Abort(error_class.value)]
+        # The piece tells the access log, too; before any piece came Envoy would not take one.
+        last = ReleaseBody(chunk, False, classes=_classes(case, error_class))
+        return [CancelTimer(), *([last] if self._body_came else []), Abort(error_class.value)]
 
     def _idle_timer(self) -> list[Action]:
-        if self._ended or self._case is None or self._stream is None:
+        """Bound the silence inside a released stream; without a guard Envoy does (docs/envoy.md section 5)."""
+        policy = self._case.policy if self._case is not None else None
+        if self._ended or self._stream is None or policy is None or policy.stream_guard == "off":
             return [CancelTimer()]
-        return [SetTimer(self._case.policy.stream_idle_timeout_s)]
+        return [SetTimer(policy.stream_idle_timeout_s)]
 
     # -- releases ------------------------------------------------------------------------------------------------
 
@@ -331,6 +353,10 @@ class JudgeExchange:
             return None
         if not 200 <= answer.status < 300:
             kept = tuple((name, value) for name, value in answer.headers.items() if _is_error_header(name))
+            whole = self._ended and len(self._body) < ERROR_BODY_LIMIT_BYTES
+            if not whole and _is_encoded(answer):
+                # Of a compressed body that was cut nobody could read even the beginning.
+                return FirstError(answer.status, b"", tuple(one for one in kept if one[0] != "content-encoding"))
             return FirstError(answer.status, bytes(self._body), kept)
         if stream is None or not stream.error:
             return None
@@ -340,8 +366,17 @@ class JudgeExchange:
         return FirstError(status, body, (("content-type", "application/json"),))
 
 
+def _classes(case: Case, error_class: ErrorClass) -> tuple[str, ...]:
+    """Return the classes of a request's failed attempts, the present one included."""
+    return case.state.failed(error_class.value, None).classes
+
+
 def _bad(why: str) -> Failure:
     return Failure(ErrorClass.BAD_ANSWER, status=200, evidence=(why,))
+
+
+def _is_encoded(answer: ResponseHeaders) -> bool:
+    return answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
 
 
 def _is_error_header(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Whether a target has become slow compared with itself.
 
-Owns one target's baseline of times to first token and the share of traffic that its slowness leaves it.
+Owns one target's baseline of times to first token and the share of traffic that its slowness leaves it. Only
+streams have such a time: how long a whole answer takes depends on its length (feedback.py leaves those out).
 Requests of different size are compared only with their own kind: one baseline per size class (a factor of
 four each). The recent time is a moving mean of the *ratio* to the baseline, so all classes feed one verdict.
 
@@ -34,7 +35,7 @@ _LOG_SLOW: Final = math.log(SLOW_FACTOR)
 class Latency:
     """Times to first token of one target."""
 
-    __slots__ = ("_baselines", "_fell_at", "_fresh", "_recent", "_share")
+    __slots__ = ("_baselines", "_fell_at", "_fresh", "_recent", "_share", "_why")
 
     def __init__(self) -> None:
         self._baselines: dict[int, tuple[int, float]] = {}
@@ -43,6 +44,8 @@ class Latency:
         self._fresh = 0
         self._share = 1.0
         self._fell_at = 0.0
+        self._why = (0.0, 0.0)
+        """Recent and usual seconds when the share last fell."""
 
     def observe(self, first_token_s: float, size_bytes: int, now: float) -> bool:
         """Take in one time to first token; return whether the target's share fell."""
@@ -62,13 +65,23 @@ class Latency:
         self._baselines[size_class] = (count, baseline + learn * min(ratio, _LOG_SLOW))
         self._fresh += 1
         excess_s = first_token_s - math.exp(baseline)
-        return slow and ratio > 0 and excess_s > SLOW_EXCESS_S and self._fall(now)
+        if not (slow and ratio > 0 and excess_s > SLOW_EXCESS_S and self._fall(now)):
+            return False
+        self._why = (math.exp(baseline + self._recent), math.exp(baseline))
+        return True
 
     def share(self, now: float) -> float:
         """Return the share of its weight that the target keeps."""
         if self._share >= 1.0:
             return 1.0
         return min(1.0, self._share * math.exp2(min(max(0.0, now - self._fell_at) / RISE_S, 10.0)))
+
+    def evidence(self, now: float) -> tuple[str, ...]:
+        """Return what a share below 1 rests on, as `name=value`; nothing while it is whole."""
+        if self.share(now) >= 1.0:
+            return ()
+        recent_s, usual_s = self._why
+        return (f"first_token_s={recent_s:.3g}", f"usual_s={usual_s:.3g}", f"slow_factor={SLOW_FACTOR:g}")
 
     def forget(self) -> None:
         """Give the full share back; the baselines stay."""

@@ -75,9 +75,16 @@ class Failure:
 
     `retry_at` is the epoch second from which the provider says it can serve again, None when it said nothing.
     `evidence` holds short `name=value` facts that led here (status, code, retry-after): never body text.
+    `vague` says that the answer does not tell whose fault it is: it counts against nobody.
     """
 
     error_class: ErrorClass
     status: int | None = None
     retry_at: float | None = None
     evidence: tuple[str, ...] = ()
+    vague: bool = False
+
+    @property
+    def charge(self) -> Charge:
+        """Whose health it counts against."""
+        return Charge.NOBODY if self.vague else CHARGED_TO[self.error_class]

@@ -5,7 +5,8 @@ same plan (`explain` replays it). Chooses only; counting attempts, time and budg
 
 Order: the requested model's tiers, lowest first, then each fallback model's, one level deep. Inside a tier the first
 place goes by weight times healthy share, the others follow the same draw. Unhealthy targets are left out with a
-reason; when that leaves nothing, the policy's `when_all_down` decides.
+reason; when that leaves nothing, the policy's `when_all_down` decides. A half-open target is asked first or after all
+others: only an attempt that starts at once can be its single probe.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from extproc.config.snapshot import Protocol, ResolvedModel, Snapshot, Target, TargetKey
 from extproc.core.health import HEALTHY, View
@@ -30,8 +31,10 @@ MEMO_LIMIT = 4096
 """Names behind a glob come from callers and must not fill the memory."""
 MEMO_SNAPSHOTS = 4
 
-
 _Candidates = tuple[tuple[ResolvedModel, Target, TargetKey], ...]
+
+AT_LIMIT: Final = "at_limit"
+"""Why a target is skipped that is well, but whose account has as many attempts under way as it may."""
 
 
 class Candidate(NamedTuple):
@@ -128,15 +131,16 @@ def _plan_afresh(
     own_all = own + _own_skipped(skipped, requested.name)
     if not eligible:
         return _all_down(snapshot, requested, skipped)
-    ordered = _ordered(eligible, ticket, prefer)
+    first, *rest = _ordered(eligible, ticket, prefer)
+    ordered = [first, *_probes_last(rest)]
     calm = not skipped and all(c.view.share >= 1.0 for c in eligible)
-    first_choice_lost = not calm and _ideal_is_skipped(snapshot, requested, protocol, ticket, view, ordered[0])
+    first_choice_lost = not calm and _ideal_is_skipped(snapshot, requested, protocol, ticket, view, first)
     several = len(own_all) > 1
     planned = tuple(
         Planned(c.key, c.public_model, _mode(index, c, requested.name, several, first_choice_lost), c.view.probe)
         for index, c in enumerate(ordered)
     )
-    return Plan(planned, tuple(skipped))
+    return Plan(planned + _full_last(skipped, requested.name), tuple(skipped))
 
 
 def plan_rest(
@@ -151,15 +155,25 @@ def plan_rest(
 ) -> tuple[Planned, ...]:
     """Plan what may still be tried after failures; `context` asks for the context_fallback models only."""
     names = requested.entry.context_fallback if context else requested.entry.fallback
-    eligible, _ = _consider(snapshot, requested, names, protocol, view, own=not context)
+    eligible, skipped = _consider(snapshot, requested, names, protocol, view, own=not context)
     done = frozenset(tried)
     left = [c for c in eligible if c.key not in done and not c.view.probe]
     probes = [c for c in eligible if c.key not in done and c.view.probe]
-    modes = {True: RouteMode.PROVIDER_FAILOVER, False: RouteMode.MODEL_FALLBACK}
     return tuple(
-        Planned(c.key, c.public_model, modes[c.public_model == requested.name], c.view.probe)
+        Planned(c.key, c.public_model, _later_mode(c.public_model, requested.name), c.view.probe)
         for c in _ordered(left, ticket, None, len(done)) + _ordered(probes, ticket, None, len(done))
+    ) + _full_last([s for s in skipped if s.key not in done], requested.name)
+
+
+def _full_last(skipped: list[Skipped], requested: str) -> tuple[Planned, ...]:
+    """Put accounts at their limit behind all others: Envoy follows a plan without asking, and one end is enough."""
+    return tuple(
+        Planned(s.key, s.public_model, _later_mode(s.public_model, requested)) for s in skipped if s.reason == AT_LIMIT
     )
+
+
+def _later_mode(public_model: str, requested: str) -> RouteMode:
+    return RouteMode.PROVIDER_FAILOVER if public_model == requested else RouteMode.MODEL_FALLBACK
 
 
 def candidates(
@@ -266,6 +280,11 @@ def _by_weight(group: list[Candidate], ticket: int, place: int) -> list[Candidat
     return ordered
 
 
+def _probes_last(ordered: list[Candidate]) -> list[Candidate]:
+    """Put half-open targets behind all others: a place that is not the first is in many plans at the same time."""
+    return [c for c in ordered if not c.view.probe] + [c for c in ordered if c.view.probe]
+
+
 def _leader(
     groups: list[list[Candidate]], ordered: list[Candidate], ticket: int, prefer: TargetKey | None
 ) -> Candidate | None:
@@ -309,10 +328,8 @@ def _ideal_is_skipped(
 
 
 def _mode(index: int, candidate: Candidate, requested: str, several: bool, rerouted: bool) -> RouteMode:
-    if candidate.public_model != requested:
-        return RouteMode.MODEL_FALLBACK
-    if index > 0:
-        return RouteMode.PROVIDER_FAILOVER
+    if index > 0 or candidate.public_model != requested:
+        return _later_mode(candidate.public_model, requested)
     if rerouted:
         return RouteMode.HEALTH_REROUTE
     return RouteMode.BALANCED if several else RouteMode.DIRECT

@@ -33,6 +33,9 @@ _DIMENSIONS: Final[tuple[tuple[str, str], ...]] = (
     ("x-ratelimit-remaining-tokens-minute", "x-ratelimit-reset-tokens-minute"),
 )
 
+LIMIT_HEADERS: Final = ("retry-after", *_MILLISECOND_HEADERS, *(name for pair in _DIMENSIONS for name in pair))
+"""Every header that is read here; Envoy has to log them of good answers too."""
+
 _LONGEST_VALUE: Final = 64
 _NUMBER: Final = re.compile(r"\d{1,15}(?:\.\d{1,9})?", re.ASCII)
 _DURATION: Final = re.compile(r"(?:\d{1,9}(?:\.\d{1,9})?(?:ms|us|ns|d|h|m|s))+", re.ASCII)

@@ -16,7 +16,7 @@ import orjson
 from extproc.config.snapshot import Client, Protocol, ResolvedModel, TargetKey
 from extproc.core.affinity import session_of
 from extproc.core.body import RequestBody as ParsedBody
-from extproc.core.body import parse_request_body
+from extproc.core.body import fault_of_name, parse_request_body
 from extproc.core.clients import ANONYMOUS, authenticate, may_use
 from extproc.core.endpoints import ENDPOINTS, MODELS_PATH, READY_PATH, Endpoint, kind_of
 from extproc.core.errors import GatewayError
@@ -137,6 +137,9 @@ class RouteExchange:
         if path == MODELS_PATH:
             return self._respond(200, list_models(self._active.snapshot, self._client, view))
         name = path.removeprefix(MODELS_PATH + "/")
+        fault = fault_of_name(name)
+        if fault is not None:
+            return self._refuse(fault)
         found = show_model(self._active.snapshot, self._client, view, name)
         if found is None:
             return self._refuse(_not_found(name))
@@ -274,7 +277,7 @@ def retry_headers(wait_s: float | None) -> tuple[tuple[str, str], ...]:
 
 
 def _not_found(name: str) -> GatewayError:
-    shown = f"`{name}` " if len(name) <= 100 and name.isprintable() else ""
+    shown = f"`{name}` " if len(name) <= 100 else ""
     message = f"The model {shown}is not configured here; GET /v1/models lists the names."
     return GatewayError("model_not_found", message, "model")
 

@@ -38,13 +38,17 @@ UNRESOLVED = "unresolved"
 
 
 class Considered(NamedTuple):
-    """A target that was considered, and how health saw it at that moment; `until` is epoch seconds."""
+    """A target that was considered, and how health saw it at that moment; `until` is epoch seconds.
+
+    `evidence` is what that view rests on, as `name=value`: values and the thresholds they are measured against.
+    """
 
     target: TargetKey
     public_model: str
     tier: int
     weight: int
     view: View
+    evidence: tuple[str, ...] = ()
 
     @property
     def reason(self) -> str | None:
@@ -115,17 +119,24 @@ class Story:
 
 
 class Replay(NamedTuple):
-    """Whether planning again gave the same plan; `differs` says what did not, None when all is the same."""
+    """Whether planning again gave the same plan, None when that could not be tried.
 
-    same: bool
-    differs: str | None
+    `differs` says what was not the same, `not_run` why it could not be tried.
+    """
+
+    same: bool | None
+    differs: str | None = None
+    not_run: str | None = None
 
 
-def replay(story: Story, snapshot: Snapshot | None) -> Replay:
-    """Plan a request again under its recorded version and evidence and compare."""
-    missing = _not_replayable(story, snapshot)
+def replay(story: Story, snapshot: Snapshot | None, gone: str | None = None) -> Replay:
+    """Plan a request again under its recorded version and evidence and compare.
+
+    Without a snapshot, `gone` says why there is none.
+    """
+    missing = _not_replayable(story, snapshot, gone)
     if missing is not None or snapshot is None or story.ticket is None:
-        return Replay(False, missing)
+        return Replay(None, not_run=missing)
     requested = snapshot.resolve(story.model)
     if requested is None:
         return Replay(False, f"version {snapshot.version} has no model {story.model}")
@@ -146,11 +157,13 @@ def replay(story: Story, snapshot: Snapshot | None) -> Replay:
     return _compare(story, planned if policy is None else planned[: policy.attempts])
 
 
-def _not_replayable(story: Story, snapshot: Snapshot | None) -> str | None:
+def _not_replayable(story: Story, snapshot: Snapshot | None, gone: str | None) -> str | None:
     if story.ticket is None or story.endpoint not in ENDPOINTS:
         return "no plan was recorded for this request"
+    if not story.digest:
+        return f"version {story.version} had left memory before this request ended, its candidates with it"
     if snapshot is None:
-        return f"version {story.version} is no longer at hand here"
+        return gone or f"version {story.version} is no longer at hand here"
     if snapshot.digest != story.digest:
         return f"version {story.version} here has other content than the one this request was planned with"
     return None
@@ -197,6 +210,7 @@ def candidates_to_json(candidates: tuple[Considered, ...]) -> list[dict[str, Any
             "tier": c.tier,
             "weight": c.weight,
             **view_to_json(c.view),
+            "evidence": list(c.evidence),
         }
         for c in candidates
     ]
@@ -218,6 +232,8 @@ def candidates_from_json(entries: list[dict[str, Any]]) -> tuple[Considered, ...
                 entry["until"],
                 entry["reason"],
             ),
+            # Rows of earlier releases have none.
+            tuple(entry.get("evidence", ())),
         )
         for entry in entries
     )
@@ -293,6 +309,7 @@ def explain_json(story: Story, again: Replay) -> dict[str, Any]:
                 "target": str(c.target),
                 "eligible": c.view.eligible,
                 "reason": c.reason,
+                "evidence": list(c.evidence),
                 "public_model": c.public_model,
                 "tier": c.tier,
                 "weight": c.weight,
@@ -318,7 +335,7 @@ def explain_json(story: Story, again: Replay) -> dict[str, Any]:
             }
             for a in story.attempts
         ],
-        "replay": {"same": again.same, "differs": again.differs},
+        "replay": again._asdict(),
     }
 
 

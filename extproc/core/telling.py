@@ -195,7 +195,8 @@ def _considered(setting: _Setting | None, evidence: Evidence | None) -> tuple[Co
     if not evidence.seen:
         return setting.healthy
     healthy = View.healthy()
-    return tuple(Considered(*one, evidence.seen.get(one[0], healthy)) for one in setting.targets)
+    seen, why = evidence.seen, evidence.why
+    return tuple(Considered(*one, seen.get(one[0], healthy), why.get(one[0], ())) for one in setting.targets)
 
 
 def _plan(steps: tuple[PlanStep, ...]) -> tuple[Chosen, ...]:

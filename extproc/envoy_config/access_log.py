@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
+from extproc.core.reset_times import LIMIT_HEADERS
 from extproc.envoy_config.resource import MIB, EnvoyPaths, Json, extension
 from extproc.wire import names
 from extproc.wire.access_log import REQUEST_HEADERS_LOGGED
 
 BUFFER_BYTES = MIB
-
-_RESET_HEADERS = [
-    "retry-after",
-    "retry-after-ms",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-remaining-tokens",
-    "x-ratelimit-reset-requests",
-    "x-ratelimit-reset-tokens",
-    "x-ratelimit-remaining",
-    "x-ratelimit-reset",
-    "anthropic-ratelimit-requests-remaining",
-    "anthropic-ratelimit-requests-reset",
-    "anthropic-ratelimit-tokens-remaining",
-    "anthropic-ratelimit-tokens-reset",
-    "anthropic-ratelimit-input-tokens-remaining",
-    "anthropic-ratelimit-input-tokens-reset",
-    "anthropic-ratelimit-output-tokens-remaining",
-    "anthropic-ratelimit-output-tokens-reset",
-    "content-type",
-]
 
 
 def request_logs(paths: EnvoyPaths) -> list[Json]:
@@ -36,7 +17,7 @@ def request_logs(paths: EnvoyPaths) -> list[Json]:
 
 def attempt_log() -> Json:
     """Return the router's logger of upstream attempts."""
-    return _grpc_log(names.LOG_ATTEMPTS, _RESET_HEADERS)
+    return _grpc_log(names.LOG_ATTEMPTS, [*LIMIT_HEADERS, "content-type"])
 
 
 def _file_log(paths: EnvoyPaths) -> Json:

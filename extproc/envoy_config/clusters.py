@@ -6,7 +6,6 @@ leaves the old ones whole (docs/envoy.md section 8). Also the gateway's own stat
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from extproc.envoy_config.resource import (
     any_of,
     buffer_limit_bytes,
     content_hash,
-    extension,
+    is_ip,
     seconds,
+    upstream_tls,
 )
 from extproc.wire import names
 
@@ -42,6 +42,9 @@ _ANYWHERE = EnvoyPaths(
     ca_file=Path("ca"),
 )
 UNLIMITED = 1_000_000
+LEAST_PENDING = 1024
+"""Requests that may wait for a provider whatever its limits: Envoy never retries what overflows its breaker, so the
+planner keeps to `max_pending` (core/in_flight.py) and this is only the net under it."""
 _JUDGED_WINDOW_BYTES = 16 * MIB
 
 
@@ -140,7 +143,7 @@ def _cluster_named(
     name: str, server: Server, provider: Provider, connect_timeout_s: float, foreign: list[str], paths: EnvoyPaths
 ) -> Json:
     host_address = _socket_address(provider.host, provider.port)
-    is_address = _is_ip(provider.host)
+    is_address = is_ip(provider.host)
     cluster: Json = {
         "name": name,
         "connect_timeout": seconds(connect_timeout_s),
@@ -149,7 +152,7 @@ def _cluster_named(
             name, [host_address, _socket_address(REFUSING_HOST, REFUSING_PORT)], _authority(provider)
         ),
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
-        "circuit_breakers": _breakers(provider.max_connections, provider.max_pending),
+        "circuit_breakers": _breakers(provider.max_connections, max(2 * provider.max_pending, LEAST_PENDING)),
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: any_of(
                 _HTTP_OPTIONS,
@@ -191,29 +194,16 @@ def _http_versions(provider: Provider) -> Json:
 
 
 def _tls(provider: Provider, paths: EnvoyPaths) -> Json:
-    # Envoy's exact DNS matcher knows wildcard certificates.
-    san_type = "IP_ADDRESS" if _is_ip(provider.host) else "DNS"
-    common: Json = {
-        "validation_context": {
-            "trusted_ca": {"filename": provider.tls.ca_file or str(paths.ca_file)},
-            "match_typed_subject_alt_names": [{"san_type": san_type, "matcher": {"exact": provider.host}}],
-        },
-        "alpn_protocols": ["h2", "http/1.1"],
-    }
+    own: Json = {}
     if provider.tls.client_cert_file and provider.tls.client_key_file:
-        common["tls_certificates"] = [
+        own["tls_certificates"] = [
             {
                 "certificate_chain": {"filename": provider.tls.client_cert_file},
                 "private_key": {"filename": provider.tls.client_key_file},
             }
         ]
-    sni = {} if _is_ip(provider.host) else {"sni": provider.host}
-    return extension(
-        "envoy.transport_sockets.tls",
-        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-        common_tls_context=common,
-        **sni,
-    )
+    ca_file = provider.tls.ca_file or str(paths.ca_file)
+    return upstream_tls(provider.host, ca_file, ["h2", "http/1.1"], **own)
 
 
 def _assignment(name: str, addresses: Iterable[Json], hostname: str = "") -> Json:
@@ -228,24 +218,17 @@ def _assignment(name: str, addresses: Iterable[Json], hostname: str = "") -> Jso
 
 
 def _breakers(max_connections: int, max_pending: int) -> Json:
-    # As many retries as requests: Envoy's default of 3 would surface failovers as errors (docs/envoy.md section 8).
     max_requests = max_connections + max_pending
     threshold = {
         "max_connections": max_connections,
         "max_pending_requests": max_pending,
         "max_requests": max_requests,
-        "max_retries": max_requests,
+        # Counted where the first attempt failed, however long the next one takes at another provider: running out
+        # of them would surface failovers as errors (docs/envoy.md section 8).
+        "max_retries": max(max_requests, UNLIMITED),
     }
     return {"thresholds": [{"priority": "DEFAULT", **threshold}]}
 
 
 def _socket_address(host: str, port: int) -> Json:
     return {"socket_address": {"address": host, "port_value": port}}
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

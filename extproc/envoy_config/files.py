@@ -23,11 +23,18 @@ def write_resources(rendered: Rendered, paths: EnvoyPaths, version: str) -> None
 
 
 def write_json(path: Path, document: Json) -> None:
-    """Replace a file by a document; a reader sees the old or the new one, never a part. Mode 0600."""
+    """Replace a file by a document; a reader sees the old or the new one, never a part. Mode 0600.
+
+    It waits for the disk, so a running gateway calls it off its event loop. Raises OSError, the old file in place.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, PRIVATE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

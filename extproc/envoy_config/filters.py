@@ -107,9 +107,11 @@ def judge_filter(cluster: str) -> Json:
             "response_trailer_mode": "SEND",
         },
     )
+    # A media type is case-insensitive; an answer without one is most likely empty.
     ordinary = [
         predicate(status_class(), {"exact": "2xx"}),
-        {"not_matcher": predicate(response_header("content-type"), regex("(text/event-stream|text/html).*"))},
+        predicate(response_header("content-type"), regex(".+")),
+        {"not_matcher": predicate(response_header("content-type"), regex("(?i)(text/event-stream|text/html).*"))},
         {"not_matcher": predicate(response_header("content-length"), {"exact": "0"})},
     ]
     return skipped("gateway.judge", judge, {"and_matcher": {"predicate": ordinary}})
@@ -175,8 +177,10 @@ def _ext_proc(name: str, role: str, cluster: str, mode: Json) -> Json:
 
 def foreign_headers(providers: Iterable[Provider]) -> list[str]:
     """Return the headers by which providers know their accounts: each chain drops them all, then sets its own."""
-    told = {name for one in providers for name in (one.auth_header, *(name for name, _ in one.headers))}
-    return sorted(told - set(names.CREDENTIAL_HEADERS) - names.SHARED_HEADERS)
+    found: set[str] = set()
+    for one in providers:
+        found |= {one.auth_header} | ({name for name, _ in one.headers} - names.SHARED_HEADERS)
+    return sorted(found - set(names.CREDENTIAL_HEADERS))
 
 
 def _header_filter(provider: Provider, foreign: Sequence[str]) -> Json:

@@ -17,7 +17,7 @@ from extproc.envoy_config.resource import (
     file_source,
 )
 from extproc.envoy_config.routes import ROUTE_CONFIG
-from extproc.envoy_config.secrets import LISTENER_SECRET
+from extproc.envoy_config.secrets import listener_secret_name
 from extproc.envoy_config.tracing import tracing
 from extproc.envoy_config.usage import usage_filters
 
@@ -37,7 +37,8 @@ def listener(snapshot: Snapshot, listen: Listen, paths: EnvoyPaths) -> Json:
     chain: Json = {"filters": [_http_connection_manager(snapshot, paths)]}
     server = snapshot.server
     if server.tls_cert_file and server.tls_key_file:
-        chain["transport_socket"] = _tls(paths)
+        secret = listener_secret_name(server.tls_cert_file, server.tls_key_file)
+        chain["transport_socket"] = _tls(secret, paths)
         chain["transport_socket_connect_timeout"] = HANDSHAKE_TIMEOUT
     return any_of(
         "envoy.config.listener.v3.Listener",
@@ -97,8 +98,8 @@ def _http_connection_manager(snapshot: Snapshot, paths: EnvoyPaths) -> Json:
     )
 
 
-def _tls(paths: EnvoyPaths) -> Json:
-    certificate = {"name": LISTENER_SECRET, "sds_config": file_source(paths.sds / f"{LISTENER_SECRET}.json")}
+def _tls(secret: str, paths: EnvoyPaths) -> Json:
+    certificate = {"name": secret, "sds_config": file_source(paths.sds / f"{secret}.json")}
     return extension(
         "envoy.transport_sockets.tls",
         "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",

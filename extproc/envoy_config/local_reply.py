@@ -29,10 +29,16 @@ def local_reply_config() -> Json:
     return {"mappers": mappers, "body_format": _plain_body()}
 
 
+_FULL = (
+    "The provider has as many requests under way as its limits allow, and no other target can serve; try again shortly."
+)
+
+
 def _replies() -> list[_Reply]:
     unavailable = "The gateway cannot decide about requests at this moment; try again shortly."
     return [
         _Reply("gateway_unavailable", unavailable, _details_start("ext_proc_error")),
+        _Reply("no_healthy_target", _FULL, _flags("UO")),
         _Reply("upstream_timeout", "The provider did not answer in time.", _flags("UT", "SI", "UMSDR", "DT")),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _details_start(names.DETAILS_ADDRESS)),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _flags("UF", "UC", "UPE", "UR")),

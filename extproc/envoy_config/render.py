@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from extproc.config.snapshot import Snapshot
 from extproc.envoy_config.bootstrap import bootstrap
@@ -11,7 +11,7 @@ from extproc.envoy_config.checks import checks_listener
 from extproc.envoy_config.clusters import provider_clusters
 from extproc.envoy_config.listener import listener
 from extproc.envoy_config.resource import EnvoyPaths, Json, Listen, any_of
-from extproc.envoy_config.routes import route_configuration
+from extproc.envoy_config.routes import merge_routes, route_configuration
 from extproc.envoy_config.secrets import read_secrets
 from extproc.envoy_config.tracing import collector_cluster
 
@@ -44,6 +44,16 @@ def render(snapshot: Snapshot, listen: Listen, paths: EnvoyPaths, environ: Mappi
         sds=secrets.files,
         clusters=clusters,
         missing_keys=secrets.missing_keys,
+    )
+
+
+def together(live: Sequence[Rendered]) -> Rendered:
+    """Return the last version's documents with the clusters and routes of all, which their requests may still need."""
+    clusters = {cluster["name"]: cluster for rendered in live for cluster in rendered.cds}
+    return replace(
+        live[-1],
+        cds=[clusters[name] for name in sorted(clusters)],
+        rds=merge_routes([rendered.rds for rendered in live]),
     )
 
 

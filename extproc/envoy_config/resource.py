@@ -6,6 +6,7 @@ Resources are plain JSON-ready dicts; a contract test reads them back through En
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,39 @@ def file_source(path: Path) -> Json:
 def buffer_limit_bytes(server: Server) -> int:
     """Return the buffer limit of listener and clusters: above every body and every judged answer."""
     return max(2 * JUDGED_LIMIT_BYTES, server.max_body_bytes + 8 * MIB)
+
+
+def upstream_tls(host: str, ca_file: str, alpn: list[str], **more: Any) -> Json:
+    """Return the transport socket that trusts `ca_file` and takes nobody but `host`, a name or an address.
+
+    An address stands in a certificate as one, and is never sent as server name (RFC 6066 section 3). Envoy's exact
+    DNS matcher knows wildcard certificates. `more` goes into the common TLS context.
+    """
+    san_type = "IP_ADDRESS" if is_ip(host) else "DNS"
+    common = {
+        "validation_context": {
+            "trusted_ca": {"filename": ca_file},
+            "match_typed_subject_alt_names": [{"san_type": san_type, "matcher": {"exact": host}}],
+        },
+        "alpn_protocols": alpn,
+        **more,
+    }
+    sni = {} if is_ip(host) else {"sni": host}
+    return extension(
+        "envoy.transport_sockets.tls",
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context=common,
+        **sni,
+    )
+
+
+def is_ip(host: str) -> bool:
+    """Tell whether a host is an address and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def content_hash(resource: Json) -> str:

@@ -6,6 +6,8 @@ together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from extproc.config.snapshot import Policy, Snapshot
 from extproc.core.attempt import silence_limit_s
 from extproc.core.endpoints import HEALTH_PATH, Kind
@@ -40,6 +42,24 @@ def route_configuration(snapshot: Snapshot) -> Json:
             }
         ],
     )
+
+
+def merge_routes(configurations: Sequence[Json]) -> Json:
+    """Return the last configuration with the routes of all: a request matches by the policy it was decided under.
+
+    Of two routes with one name the later counts; what a request without a plan matches stays the last.
+    """
+    newest = configurations[-1]
+    (host,) = newest["virtual_hosts"]
+    *own, no_plan = host["routes"]
+    names_of_own = {route["name"] for route in host["routes"]}
+    others = {
+        route["name"]: route
+        for configuration in configurations[:-1]
+        for route in configuration["virtual_hosts"][0]["routes"]
+        if route["name"] not in names_of_own
+    }
+    return newest | {"virtual_hosts": [host | {"routes": [*own, *others.values(), no_plan]}]}
 
 
 def _health_route() -> Json:

@@ -7,17 +7,16 @@ its provider is then ineligible in planning.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from extproc.config.snapshot import Provider, SecretRef, Server, Snapshot
 from extproc.envoy_config.filters import secret_name
-from extproc.envoy_config.resource import Json, any_of
+from extproc.envoy_config.resource import Json, any_of, content_hash
 
 PLACEHOLDER = "missing-key"
-LISTENER_SECRET = "gateway-listener"  # noqa: S105  a name
-"""The certificate of the front listener; no provider can be called so, because a provider's secret ends in a hash."""
 
 
 class Secrets(NamedTuple):
@@ -30,7 +29,8 @@ class Secrets(NamedTuple):
 def read_secrets(snapshot: Snapshot, environ: Mapping[str, str]) -> Secrets:
     """Read what a snapshot's references lead to now.
 
-    Raises OSError when the listener's certificate cannot be read: without it nobody could be served.
+    Raises OSError (an `ssl.SSLError` among them) when the listener's certificate cannot be used: without it nobody
+    could be served.
     """
     documents = _listener_secret(snapshot.server)
     missing: set[str] = set()
@@ -47,16 +47,24 @@ def read_secrets(snapshot: Snapshot, environ: Mapping[str, str]) -> Secrets:
 
 def _listener_secret(server: Server) -> dict[str, Json]:
     """Return the certificate's document, inline: however its files are replaced, Envoy sees both change at once."""
-    files = server.tls_cert_file, server.tls_key_file
-    if not all(files):
+    if not server.tls_cert_file or not server.tls_key_file:
         return {}
-    chain, key = (Path(name or "").read_text(encoding="ascii", errors="replace") for name in files)
+    files = server.tls_cert_file, server.tls_key_file
+    chain, key = (Path(name).read_text(encoding="ascii", errors="replace") for name in files)
+    # Envoy would go on with the old certificate and tell nobody: whether the two belong together is seen here.
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password="")
+    name = listener_secret_name(*files)
     resource = any_of(
         "envoy.extensions.transport_sockets.tls.v3.Secret",
-        name=LISTENER_SECRET,
+        name=name,
         tls_certificate={"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}},
     )
-    return {f"{LISTENER_SECRET}.json": {"version_info": LISTENER_SECRET, "resources": [resource]}}
+    return {f"{name}.json": {"version_info": name, "resources": [resource]}}
+
+
+def listener_secret_name(cert_file: str, key_file: str) -> str:
+    """Return the name of the front certificate: other files are another secret, never one changed in place."""
+    return f"gateway-listener-{content_hash({'cert': cert_file, 'key': key_file})}"
 
 
 def read_key(reference: SecretRef, environ: Mapping[str, str]) -> str | None:

@@ -1,7 +1,8 @@
 """Traces: Envoy's OpenTelemetry tracer and the cluster of its collector, only there when `telemetry.otlp` is set.
 
-Spans carry OpenTelemetry's GenAI attribute names and what the gateway decided; no header, body or query. The caller's
-W3C context goes on to the provider. A collector that is slow or gone loses spans and touches no request.
+Spans carry OpenTelemetry's GenAI attribute names and what the gateway decided; no header, body or query. The provider
+is named as the conventions want it, by the protocol it speaks; `gateway.served_by` has the account. The caller's W3C
+context goes on to the provider. A collector that is slow or gone loses spans and touches no request.
 
 https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
@@ -11,18 +12,18 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from extproc.config.snapshot import Snapshot
-from extproc.envoy_config.resource import EnvoyPaths, Json, any_of, content_hash, extension
+from extproc.envoy_config.resource import EnvoyPaths, Json, any_of, content_hash, extension, upstream_tls
 from extproc.wire import names
 
 SERVICE_NAME = "ai-model-gateway"
 CLUSTER_PREFIX = "gateway-otlp"
 DEFAULT_PORTS = {"http": 4317, "https": 443}
-_PATH_TAG_CHARS = 24
-"""Long enough for our endpoints, too short for a query."""
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 _TAGS = (
-    ("gen_ai.operation.name", names.METADATA, names.M_ENDPOINT),
+    ("http.route", names.METADATA, names.M_ENDPOINT),
+    ("gen_ai.operation.name", names.METADATA, names.M_OPERATION),
+    ("gen_ai.provider.name", names.METADATA, names.M_PROTOCOL),
     ("gen_ai.request.model", names.METADATA, names.M_MODEL),
     ("gen_ai.response.model", names.METADATA, names.M_SERVED_MODEL),
     ("gen_ai.usage.input_tokens", names.METADATA_USAGE, names.U_INPUT),
@@ -42,7 +43,8 @@ def tracing(snapshot: Snapshot, paths: EnvoyPaths) -> Json | None:
     return {
         "random_sampling": {"value": round(snapshot.telemetry.otlp_sample * 100, 4)},
         "spawn_upstream_span": True,
-        "max_path_tag_length": _PATH_TAG_CHARS,
+        # Envoy's own tag would have the query; the endpoint has a tag of its own.
+        "max_path_tag_length": 0,
         "custom_tags": [_tag(*one) for one in _TAGS],
         "provider": extension(
             "envoy.tracers.opentelemetry",
@@ -81,17 +83,7 @@ def _cluster(name: str, endpoint: str, paths: EnvoyPaths) -> Json:
         },
     }
     if url.scheme == "https":
-        authorities = {"trusted_ca": {"filename": str(paths.ca_file)}}
-        names_wanted = [{"san_type": "DNS", "matcher": {"exact": host}}]
-        cluster["transport_socket"] = extension(
-            "envoy.transport_sockets.tls",
-            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            sni=host,
-            common_tls_context={
-                "validation_context": {**authorities, "match_typed_subject_alt_names": names_wanted},
-                "alpn_protocols": ["h2"],
-            },
-        )
+        cluster["transport_socket"] = upstream_tls(host, str(paths.ca_file), ["h2"])
     return cluster
 
 

@@ -16,6 +16,7 @@ from extproc.transport.service import (
     LOG_MESSAGE_LIMIT_BYTES,
     Clock,
     ExchangeFactory,
+    LogSession,
     LogSinkFactory,
     Output,
     Session,
@@ -60,7 +61,7 @@ class _Server:
 class LogServer(_Server):
     """Serves the access-log service."""
 
-    def __init__(self, address: str, log_sink: LogSinkFactory) -> None:
+    def __init__(self, address: str, log_sink: LogSinkFactory, on_fault: Callable[[], None]) -> None:
         super().__init__(
             address,
             ACCESS_LOG,
@@ -69,11 +70,14 @@ class LogServer(_Server):
             LOG_MESSAGE_LIMIT_BYTES,
         )
         self._log_sink = log_sink
+        self._on_fault = on_fault
 
     async def _logs(self, requests: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        sink = self._log_sink()
+        session = LogSession(self._log_sink(), self._on_fault)
         async for message in requests:
-            sink(message)
+            output = session.on_message(message)
+            if output.abort is not None:
+                await context.abort(grpc.StatusCode.ABORTED, output.abort)
         return b""
 
 

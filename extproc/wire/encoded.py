@@ -2,6 +2,8 @@
 
 A route answer repeats nearly all of the last one with the same plan; only ids, times and the body are new. The bytes
 parse to the same message as `ext_proc.encode`'s, which stays the definition (a property test holds them together).
+What is kept is bounded in number and in size: of what callers choose it holds the model's name, which is short
+(body.py), and a short query. A long one, as long as headers may be, is in every step's path too: it is not kept.
 Nested messages are length-prefixed bytes, so a piece is made by protobuf once and framed here again and again.
 """
 
@@ -18,7 +20,9 @@ from extproc.core.request_state import PlanStep, RequestState
 from extproc.wire import names
 from extproc.wire.ext_proc import encode
 
-PREPARED_KEPT: Final = 4096
+PREPARED_KEPT: Final = 2048
+QUERY_KEPT: Final = 64
+"""Characters; enough for `beta=true` and `api-version=...`."""
 
 # Tags, by the numbers in protos/; each begins a length-delimited field, but for the two that say otherwise.
 _REQUEST_BODY: Final = b"\x1a"  # ProcessingResponse.request_body = 3
@@ -73,7 +77,7 @@ class _Pieces(NamedTuple):
 
 def serialize(action: Action) -> bytes | None:
     """Return the message that carries an action out, None when the transport itself must act."""
-    if isinstance(action, ReleaseBody) and not action.tokens:
+    if isinstance(action, ReleaseBody) and not action.tokens and not action.classes:
         return _release_body(action.chunk, end_of_stream=action.end_of_stream)
     if isinstance(action, Pass):
         return _pass(action)
@@ -115,7 +119,7 @@ def _route_to(action: RouteTo) -> bytes:
         action.attempts,
         action.path,
     )
-    headers, common, fields, rest = _pieces(shared)
+    headers, common, fields, rest = (_pieces if len(state.query) <= QUERY_KEPT else _make_pieces)(shared)
     if body is not None:
         option = _delimited(_HEADER, _CONTENT_LENGTH + _delimited(_RAW_VALUE, b"%d" % len(body))) + _OVERWRITE
         headers += _delimited(_SET_HEADERS, option)
@@ -127,8 +131,7 @@ def _route_to(action: RouteTo) -> bytes:
     return _delimited(_REQUEST_BODY, _delimited(_RESPONSE, common)) + _delimited(_DYNAMIC_METADATA, metadata) + rest
 
 
-@lru_cache(maxsize=PREPARED_KEPT)
-def _pieces(shared: _Shared) -> _Pieces:
+def _make_pieces(shared: _Shared) -> _Pieces:
     """Let the plain encoder make an answer, and take it apart."""
     message = encode(RouteTo(_nobodys_state(shared), shared.attempts, shared.path, None))
     if message is None:
@@ -143,6 +146,9 @@ def _pieces(shared: _Shared) -> _Pieces:
     message.ClearField("request_body")
     message.ClearField("dynamic_metadata")
     return _Pieces(headers, common_bytes, fields, message.SerializeToString())
+
+
+_pieces: Final = lru_cache(maxsize=PREPARED_KEPT)(_make_pieces)
 
 
 def _nobodys_state(shared: _Shared) -> RequestState:

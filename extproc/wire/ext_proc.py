@@ -28,7 +28,7 @@ from extproc.core.exchange import (
 from extproc.core.outcome import RouteMode
 from extproc.wire import names
 from extproc.wire.pb import core_pb2, external_processor_pb2
-from extproc.wire.state import read_state, typed_plan, write_state
+from extproc.wire.state import read_state, typed_plan, write_classes, write_state
 
 Request = external_processor_pb2.ProcessingRequest
 Response = external_processor_pb2.ProcessingResponse
@@ -78,6 +78,8 @@ def encode(action: Action) -> Response | None:
         streamed.end_of_stream = action.end_of_stream
         for key, value in (action.tokens or {}).items():
             response.dynamic_metadata.fields[names.METADATA_USAGE].struct_value.fields[key].number_value = value
+        if action.classes:
+            write_classes(response.dynamic_metadata, action.classes)
         return response
     return None
 

@@ -28,6 +28,8 @@ M_MODEL = "model"
 M_QUERY = "query"
 M_TICKET = "ticket"
 M_ENDPOINT = "endpoint"
+M_OPERATION = "operation"
+"""What traces call the endpoint."""
 M_ROUTE_MODE = "route_mode"
 M_SERVED_BY = "served_by"
 M_SERVED_MODEL = "served_model"
@@ -99,13 +101,25 @@ DETAILS_OWN = "gateway_own"
 # Details of the address filter's refusal.
 DETAILS_ADDRESS = "rbac_access_denied"
 
-# Credentials and internal headers that no provider may see; see docs/envoy.md section 3.
+ACCOUNT_HEADERS = (
+    "openai-organization",
+    "openai-project",
+    "x-goog-user-project",
+)
+"""Which account a key is used for. SDKs send them from the caller's environment; beside our key a foreign one is a 401,
+and that would take the whole account out for every caller. https://platform.openai.com/docs/api-reference/authentication,
+https://cloud.google.com/apis/docs/system-parameters"""
+
+# Credentials and internal headers of callers that no provider may see, though a config may set an account header for
+# one; see docs/envoy.md section 3.
 CREDENTIAL_HEADERS = (
     "authorization",
     "proxy-authorization",
     "x-api-key",
     "api-key",
     "x-goog-api-key",
+    "ocp-apim-subscription-key",
+    *ACCOUNT_HEADERS,
     "cookie",
     "forwarded",
     "x-real-ip",

@@ -69,13 +69,17 @@ def write_state(into: Struct, state: RequestState, *, served: bool = True, whole
     fields[names.M_STARTED].number_value = state.started
     fields[names.M_CONTEXT].bool_value = state.context
     _write_plan(fields[names.M_PLAN].list_value, state)
-    classes = fields[names.M_CLASSES].list_value
-    for error_class in state.classes:
-        classes.values.add().string_value = error_class
-    if not state.classes:
-        classes.SetInParent()
+    write_classes(into, state.classes)
     if state.first_error is not None:
         _write_first_error(into, state.first_error)
+
+
+def write_classes(into: Struct, classes: tuple[str, ...]) -> None:
+    """Write the classes of failed attempts, whole."""
+    written = into.fields[names.METADATA].struct_value.fields[names.M_CLASSES].list_value
+    written.SetInParent()
+    for error_class in classes:
+        written.values.add().string_value = error_class
 
 
 def typed_plan(state: RequestState) -> Any:
@@ -97,6 +101,7 @@ def _write_fixed(fields: MutableMapping[str, Value], state: RequestState) -> Non
     fields[names.M_KIND].string_value = state.kind
     fields[names.M_PROTOCOL].string_value = state.protocol
     fields[names.M_ENDPOINT].string_value = state.endpoint
+    fields[names.M_OPERATION].string_value = ENDPOINTS[state.endpoint].operation
     fields[names.M_QUERY].string_value = state.query.encode("utf-8", "surrogateescape").decode("latin-1")
     fields[names.M_CLIENT].string_value = state.client
     fields[names.M_MODEL].string_value = state.model

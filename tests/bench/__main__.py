@@ -10,15 +10,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.bench.publishing import publishing
 from tests.bench.report import markdown, put_between_markers
-from tests.bench.stages import FULL, SHORT, Result, Subject, failing, healthy, streams
+from tests.bench.restarting import restarting
+from tests.bench.stages import FULL, PATH, SHORT, Result, Subject, chat_body, failing, healthy, streams
 
 
 def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="bench", description="plain Envoy and the gateway, side by side")
     parser.add_argument("--full", action="store_true", help="all sizes and more rounds (about 15 minutes)")
-    parser.add_argument("--only", choices=("healthy", "failing", "streams"), help="one part")
+    parser.add_argument("--only", choices=("healthy", "failing", "streams", "publish", "restart"), help="one part")
     parser.add_argument("--transport", default="fast", choices=("fast", "grpcio"))
     parser.add_argument(
         "--other",
@@ -54,12 +56,16 @@ def _measure(options: argparse.Namespace) -> Iterator[Result]:
         yield from failing(effort, others, arguments)
     if options.only in (None, "streams"):
         yield from streams(effort, arguments)
+    if options.only in (None, "publish"):
+        yield from publishing(chat_body(2048), PATH, arguments)
+    if options.only in (None, "restart"):
+        yield from restarting(chat_body(2048), PATH, arguments)
 
 
 def _short(result: Result) -> str:
     parts = []
     for name, one in result["subjects"].items():
-        main = "rps" if "rps" in one else "first_p50_ms"
+        main = next(key for key in ("visible_worst_s", "back_worst_s", "rps", "first_p50_ms") if key in one)
         parts.append(f"{name} {main} {one[main]:.3g}")
     return ", ".join(parts)
 

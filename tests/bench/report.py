@@ -14,8 +14,11 @@ PLAIN = "plain Envoy"
 def markdown(results: Iterable[Mapping[str, Any]], machine: Mapping[str, Any]) -> str:
     """Return the tables."""
     results = list(results)
-    whole = [row for result in results for row in _whole_rows(result)]
-    streamed = [row for result in results for row in _stream_rows(result)]
+    beside_plain = [result for result in results if PLAIN in result["subjects"]]
+    whole = [row for result in beside_plain for row in _whole_rows(result)]
+    streamed = [row for result in beside_plain for row in _stream_rows(result)]
+    published = [row for result in results for row in _publish_rows(result)]
+    restarted = [row for result in results for row in _restart_rows(result)]
     lines = [f"Measured on {machine['cores']} cores ({machine['cpu']}), Python {machine['python']}.", ""]
     if whole:
         head = ("stage", "subject", "of plain Envoy", "requests/s", "p50 ms", "p99 ms", "added p50 ms")
@@ -31,6 +34,11 @@ def markdown(results: Iterable[Mapping[str, Any]], machine: Mapping[str, Any]) -
             "gap p99 ms",
         )
         lines += _table((*head, "Envoy us/event", "Python us/event", "broken"), streamed)
+    if published:
+        head = ("stage", "subject", "worst s until visible", "median s until visible", "requests/s", "p99 ms", "failed")
+        lines += _table(head, published)
+    if restarted:
+        lines += _table(("stage", "subject", "worst s until it serves", "median s", "wrong answers"), restarted)
     return "\n".join(lines) + "\n"
 
 
@@ -90,6 +98,30 @@ def _stream_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _publish_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            result["stage"],
+            name,
+            f"{one['visible_worst_s']:.2f}",
+            f"{one['visible_p50_s']:.2f}",
+            f"{one['rps']:,.0f}",
+            f"{one['p99_ms']:.2f}",
+            f"{one['errors']:.0f}",
+        )
+        for name, one in result["subjects"].items()
+        if "visible_worst_s" in one
+    ]
+
+
+def _restart_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (result["stage"], name, f"{one['back_worst_s']:.2f}", f"{one['back_p50_s']:.2f}", f"{one['errors']:.0f}")
+        for name, one in result["subjects"].items()
+        if "back_worst_s" in one
+    ]
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -53,12 +54,12 @@ def test_every_shown_command_is_one_that_the_program_takes(block: Block) -> None
             assert {word for word in arguments if "=" not in word} <= targets
 
 
-@pytest.mark.parametrize("block", [block for block in COMMANDS if block.page.startswith("docs/")], ids=str)
-def test_every_command_block_in_docs_is_run_or_says_why_not(block: Block) -> None:
-    """It is run by test_docs.py, which takes every page that no other end-to-end test names as its own."""
+@pytest.mark.parametrize("block", [block for block in COMMANDS if re.match(r"docs/|README\.md$", block.page)], ids=str)
+def test_every_command_block_for_readers_is_run_or_says_why_not(block: Block) -> None:
+    """It is run by test_docs.py, which takes every page of docs/ that no other end-to-end test names as its own."""
     assert block.not_run is None or block.not_run.strip()
     if block.not_run is None:
-        assert (ROOT / block.page).name in {page.name for page in RUN_PAGES} | owned_pages()
+        assert block.page in {_name(page) for page in RUN_PAGES} | owned_pages()
 
 
 def test_the_documents_are_all_listed() -> None:
@@ -73,6 +74,27 @@ def test_the_quick_start_names_keys_that_init_looks_for() -> None:
 
     assert named
     assert set() == named - {known.variable for known in KNOWN}
+
+
+def _every_command() -> list[str]:
+    """Return what may be typed: every verb of `configctl` without verbs of its own, and every verb of `extproc`."""
+    found = []
+    waiting: list[tuple[str, click.Command]] = [("configctl", configctl)]
+    while waiting:
+        name, command = waiting.pop()
+        if isinstance(command, click.Group):
+            waiting += [(f"{name} {word}", verb) for word, verb in command.commands.items()]
+        else:
+            found.append(name)
+    verbs = next(action for action in build_parser({})._actions if isinstance(action, argparse._SubParsersAction))
+    return sorted(found) + [f"extproc {verb}" for verb in verbs.choices]
+
+
+@pytest.mark.parametrize("command", _every_command())
+def test_every_command_is_in_the_documents(command: str) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+
+    assert re.search(rf"\b{command}\b", text)
 
 
 def _parse_extproc(arguments: list[str]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from extproc.core.health import HealthEngine
 from extproc.ledger import Ledger
 from extproc.metrics import Metrics
 from extproc.telemetry import publish_readings
+from tests.support.programs import needed
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -130,13 +129,8 @@ class TestPromtool:
 
 
 def promtool() -> str:
-    """Find promtool (Debian package prometheus), or skip; in CI it must be there."""
-    found = shutil.which("promtool")
-    if found is None and os.environ.get("CI") == "true":
-        pytest.fail("promtool is missing: install the package prometheus")
-    if found is None:
-        pytest.skip("promtool is not installed (Debian package prometheus)")
-    return found
+    """Find promtool."""
+    return needed("promtool", "prometheus")
 
 
 def run(*argv: object) -> subprocess.CompletedProcess[str]:

@@ -44,18 +44,22 @@ from tests.support.wall import (
     comments_forever,
     empty_200,
     garbage,
+    gzipped,
     hang_up,
     headers_then_silence,
     html_200,
     pause,
     reset,
+    reset_after,
     silence,
+    sse,
 )
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "failure-semantics.md"
 
 _QUICK: dict[str, Any] = {
-    "connect_timeout": "500ms",
+    # Far enough from the other times: how long an attempt took tells a lost connection from silence.
+    "connect_timeout": "300ms",
     "first_byte_timeout": "700ms",
     "first_token_timeout": "700ms",
     "stream_idle_timeout": "500ms",
@@ -66,7 +70,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "quick": _QUICK,
     "complete": {**_QUICK, "stream_guard": "complete", "deadline": "4s"},
     "hurried": {**_QUICK, "stream_guard": "complete", "deadline": "1s"},
-    "off": {**_QUICK, "stream_guard": "off"},
+    "off": {**_QUICK, "first_token_timeout": "1500ms", "stream_guard": "off"},
+    "two": {"attempts": 2, "first_byte_timeout": "700ms", "first_token_timeout": "700ms"},
 }
 """`quick` and its kin trip at the first failure, so that every failure can be seen in health."""
 
@@ -137,7 +142,7 @@ def serves(name: str, does: str, first: Behaviour, health: Health = HEALTHY, kin
 
 def breaks(name: str, does: str, first: Behaviour, health: Health, kinds: tuple[Kind, ...] = STREAM) -> Case:
     """Return a case in which the caller has seen too much for another try."""
-    return Case(name, does, first, (broken(),), ONCE, (), health, kinds)
+    return Case(name, does, first, (broken(),), ONCE, (health.reason,) if health.reason else (), health, kinds)
 
 
 def ends(name: str, does: str, first: Behaviour, error_class: str, kinds: tuple[Kind, ...] = BOTH) -> Case:
@@ -174,6 +179,16 @@ LIMITS = (
         LIMITED,
         models="alone",
     ),
+    Case(
+        "429-gzip-alone",
+        "429 whose body is compressed though nobody asked for it, and there is nobody else",
+        gzipped(limited()),
+        (passed_on(429, headers={"content-encoding": "gzip", **SPENT}),),
+        ONCE,
+        ("rate_limited",),
+        LIMITED,
+        models="alone",
+    ),
     waits(
         "429-date",
         "429 with a `Retry-After` date two seconds ahead, then a good answer",
@@ -200,6 +215,13 @@ LIMITS = (
         "404 with the code `model_not_found`",
         fails(404, "model_not_found"),
         target("cooling", "model_unavailable"),
+    ),
+    fails_over(
+        "404-path",
+        "404 that does not name the model, as for a path that the provider does not serve",
+        fails(404),
+        HEALTHY,
+        classes=("model_unavailable",),
     ),
 )
 
@@ -249,6 +271,18 @@ SERVER = (
         ("overloaded",),
         models="alone",
     ),
+)
+
+
+def spent(name: str, does: str, then: Behaviour, error_class: str) -> Case:
+    """Return a case whose second attempt, at the same target, fails in silence: no other may follow."""
+    classes = ("server_error", error_class)
+    return Case(name, does, (fails(500), then), (passed_on(500, headers=SPENT),), (Ask("first"), BACK_OFF), classes)
+
+
+TWO = (
+    spent("two-resets", "500 at once, then resets the connection", reset(), "connection"),
+    spent("two-silence", "500 at once, then says nothing", silence(), "timeout"),
 )
 
 _TOO_LONG = "400 with the code `context_length_exceeded`"
@@ -380,8 +414,18 @@ SILENCE = (
         # Envoy holds a JSON answer until it is whole, to read its usage: the caller has seen nothing of it.
         (Gets(504, None, code="upstream_timeout"),),
         ONCE,
-        (),
+        ("stream_stall",),
         STALLED,
+        UNARY,
+    ),
+    Case(
+        "cut-json",
+        "resets the connection within a JSON answer",
+        reset_after(200),
+        (Gets(502, None, code="upstream_connect_failed"),),
+        ONCE,
+        ("stream_cut",),
+        CUT,
         UNARY,
     ),
     serves("late", _LATE, LATE),
@@ -432,9 +476,23 @@ BAD_ANSWERS = (
         STREAM,
     ),
     fails_over("empty", "an empty 200", empty_200(), BAD),
+    fails_over(
+        "empty-untyped",
+        "an empty 200 without a `content-type`, whose head does not say that it is empty",
+        empty_200(None, chunked=True),
+        BAD,
+    ),
     fails_over("no-event", "a stream that ends before any event", streams(done=False), BAD, STREAM),
     fails_over("no-output", "a stream that ends properly without any output", streams(role(), finish()), BAD, STREAM),
     fails_over("html", "a web page with status 200", html_200(), BAD),
+    fails_over("html-case", "a web page whose type is written `Text/HTML`", html_200("Text/HTML"), BAD),
+    fails_over(
+        "event-case",
+        f"{_FIRST_EVENT} `overloaded_error`, its type written `Text/Event-Stream`",
+        sse([error_event("overloaded_error")], done=False, content_type="Text/Event-Stream"),
+        OVERLOADED,
+        STREAM,
+    ),
     fails_over(
         "gzip",
         "a compressed stream that nobody asked for",
@@ -467,7 +525,7 @@ BROKEN = (
         streams(*AT_40, error_event("server_error"), done=False),
         ERROR_EVENT,
         ONCE,
-        (),
+        ("stream_cut",),
         CUT,
         STREAM,
     ),
@@ -480,6 +538,14 @@ BROKEN = (
 
 COMPLETE = (
     fails_over("complete-rst", _RST, CUT_RST, UNREACHED, STREAM),
+    fails_over(
+        "complete-late-reset",
+        "resets the connection after 2.5 s without any byte",
+        reset(2.5),
+        UNREACHED,
+        STREAM,
+        asks=(Ask("first"), Ask("second", (2.5, 2.5))),
+    ),
     fails_over("complete-fin", _FIN, CUT_FIN, UNREACHED, STREAM),
     fails_over("complete-no-terminal", _ENDS, NO_TERMINAL, CUT, STREAM),
     serves("complete-late", _LATE, LATE),
@@ -518,8 +584,19 @@ HURRIED = (
 )
 
 OFF = (
-    serves("off-late", _LATE, LATE),
-    fails_over("off-silence", "says nothing", silence(), TIMED_OUT, STREAM, asks=SILENT),
+    serves(
+        "off-late",
+        "sends its headers at once and its first token after 1 s",
+        streams(pause(1.0), role(), *tokens(), finish()),
+    ),
+    fails_over(
+        "off-silence",
+        "says nothing",
+        silence(),
+        TIMED_OUT,
+        STREAM,
+        asks=(Ask("first"), Ask("second", (1.5, 1.5))),
+    ),
     fails_over("off-html", "a web page with status 200", html_200(), BAD, STREAM),
     breaks("off-role-only", "sends the role, then nothing", ROLE_ONLY, STALLED),
     Case(
@@ -528,7 +605,7 @@ OFF = (
         OVERLOADED_EVENT,
         ERROR_EVENT,
         ONCE,
-        (),
+        ("stream_cut",),
         CUT,
         STREAM,
     ),
@@ -540,6 +617,7 @@ OFF = (
 SECTIONS = (
     Section("Limits, money, keys, models", "default", LIMITS),
     Section("Servers in trouble", "default", SERVER),
+    Section("Attempts that are spent at the same target", "two", TWO),
     Section("What is the request's own fault", "default", CALLERS_OWN),
     Section("When the second provider fails too", "default", BOTH_FAIL),
     Section("Connections", "quick", CONNECTION),

@@ -35,7 +35,7 @@ def started(gateway_factory: GatewayFactory, config: dict[str, Any], names: Name
     return gateway_factory(config, arguments=("--envoy", str(names.envoy(folder))))
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "100.100.100.200", "0.0.0.0", "::1"])  # noqa: S104
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "100.100.100.200", "0.0.0.0", "::1"])  # noqa: S104 - resolved, not bound
 def test_a_name_that_resolves_to_an_inside_address_gets_no_request(
     gateway_factory: GatewayFactory, primary: Wall, fallback: Wall, names: Names, tmp_path: Path, address: str
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.compose import NativeCompose
+from tests.support.programs import needed
 
 SCRAPED_WITHIN_S = 20.0
 
@@ -50,9 +51,9 @@ def test_every_service_of_the_demonstration_is_healthy(compose: NativeCompose) -
     assert [] == [name for name in ("envoy", "extproc", "primary", "fallback") if not compose.healthy(name)]
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no Prometheus here")
 def test_prometheus_scrapes_the_gateway(compose: NativeCompose) -> None:
     """Its own word for the target's health is `up`, within a few scrapes."""
+    needed("prometheus", "prometheus")
     compose.start("extproc")
     compose.start("prometheus")
 

@@ -295,13 +295,13 @@ TABLES = {
 def test_a_flipped_byte_anywhere_in_the_store_is_named_with_exit_code_1(
     kept: Path, folder: Path, table: str, column: str
 ) -> None:
-    """The second entry and version; the unit tests flip every byte of every one."""
+    """One byte of each column of the second entry and version; test_tampering.py changes every byte of every row."""
     copy = folder / f"{table}-{column}.db"
     copy.write_bytes(kept.read_bytes())
     with closing(sqlite3.connect(copy)) as store:
         key = TABLES[table][0]
-        (value,) = store.execute(f"SELECT {column} FROM {table} WHERE {key} = 2").fetchone()  # noqa: S608
-        store.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = 2", (_flipped(value),))  # noqa: S608
+        (value,) = store.execute(f"SELECT {column} FROM {table} WHERE {key} = 2").fetchone()  # noqa: S608 - our own tables
+        store.execute(f"UPDATE {table} SET {column} = ? WHERE {key} = 2", (_flipped(value),))  # noqa: S608 - our own tables
         store.commit()
     ran = Operator(folder, store=f"sqlite:///{copy}").run("audit", "verify", "--json")
     assert (1, False) == (ran.code, ran.json["whole"])

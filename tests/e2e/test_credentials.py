@@ -40,8 +40,10 @@ def module_gateway(module_gateway_factory: GatewayFactory, module_primary: Wall,
         "claude-b": provider(module_fallback, "FALLBACK_KEY", protocol="anthropic"),
         "azure": provider(module_primary, "PRIMARY_KEY", auth={"header": "api-key", "prefix": ""}),
         "keyless": provider(module_fallback),
+        "accounted": provider(module_primary, "PRIMARY_KEY", headers={"OpenAI-Organization": "org-ours"}),
     }
     models = {"azure": ("azure", "keyless"), "claude": ("claude", "claude-b"), "free": ("keyless", "azure")}
+    models["accounted"] = ("accounted", "keyless")
     for name, (first, second) in models.items():
         targets = [{"provider": first, "model": "m"}, {"provider": second, "model": "m", "tier": 1}]
         config["models"][name] = {"targets": targets}
@@ -56,6 +58,13 @@ def ask(gateway: Gateway, path: str = "/v1/chat/completions", *, model: str, **m
 def credentials(seen: Seen) -> dict[str, str]:
     """Return every header that could carry a credential."""
     return {name: value for name, value in seen.headers if name in CLIENTS_OWN}
+
+
+NAMED_ACCOUNT = {
+    "OpenAI-Organization": "org-planted",
+    "OpenAI-Project": "proj-planted",
+    "x-goog-user-project": "planted",
+}
 
 
 # -- what providers see ----------------------------------------------------------------------------------------------
@@ -88,6 +97,20 @@ def test_each_provider_sees_its_own_key_and_no_other(
     for wall in (shared.primary, shared.fallback):
         assert TOKEN.encode() not in wall.requests[0].head
         assert b"planted-x-" not in wall.requests[0].head
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("demo-primary", {}), ("accounted", {"openai-organization": "org-ours"})]
+)
+def test_an_account_that_a_caller_names_reaches_nobody(shared: Shared, model: str, expected: dict[str, str]) -> None:
+    """SDKs send it unasked; beside the gateway's key the provider would refuse it, for every caller."""
+    body = {"model": model, "messages": []}
+
+    reply = shared.gateway.post("/v1/chat/completions", body, headers=CLIENTS_OWN | NAMED_ACCOUNT)
+
+    assert 200 == reply.status
+    named = {name.lower() for name in NAMED_ACCOUNT}
+    assert expected == {name: value for name, value in shared.primary.requests[0].headers if name in named}
 
 
 def test_a_later_provider_gets_a_key_though_the_first_needed_none(shared: Shared) -> None:

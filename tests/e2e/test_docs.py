@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.markdown import ROOT, blocks, run_pages
 from tests.support.ports import free_port, release_port
+from tests.support.programs import needed
 
 PAGE_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
@@ -42,10 +43,10 @@ class Reader:
         self._ports: dict[str, int] = {}
         self._shell: subprocess.Popen[bytes] | None = None
 
-    def run(self, text: str) -> tuple[int, str]:
+    def run(self, text: str, prelude: str = _PRELUDE, **variables: str) -> tuple[int, str]:
         """Run a script; returns its exit code and all that was printed."""
-        script = _PORT.sub(lambda found: str(self._port(found[0])), _PRELUDE + text)
-        environ = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+        script = self.mapped(prelude + text)
+        environ = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ} | variables
         environ["PATH"] = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
         with (self.folder / "printed").open("wb") as printed:
             self._shell = subprocess.Popen(
@@ -59,6 +60,10 @@ class Reader:
             )
         code = self._shell.wait(PAGE_TIMEOUT_S)
         return code, (self.folder / "printed").read_text(encoding="utf-8", errors="replace")
+
+    def mapped(self, text: str) -> str:
+        """Return a text with ports of this reader's own."""
+        return _PORT.sub(lambda found: str(self._port(found[0])), text)
 
     def stop(self) -> None:
         """End every process of the session and remove the folder."""
@@ -98,6 +103,9 @@ def test_the_commands_of_a_page_work_as_written(reader: Reader, page: Path) -> N
     script = "".join(block.text for block in blocks(page) if block.is_commands and block.not_run is None)
     if "extproc init" not in script:  # which leaves a file alone that is there
         shutil.copy(ROOT / "examples" / "minimal.yaml", reader.folder / "gateway.yaml")
+
+    if "curl" in script:
+        needed("curl", "curl")
 
     code, printed = reader.run(script)
 

@@ -142,7 +142,7 @@ def test_a_body_must_name_its_model(shared: Shared, body: bytes, path: str, prot
 
 
 @both
-@pytest.mark.parametrize("name", ["nobody", 'a"b\\c\n\t\u2028', "<script>", "\u00e9\U0001f600", "%REQ(x)%", "x" * 200])
+@pytest.mark.parametrize("name", ["nobody", 'a"b\\c{}', "<script>", "\u00e9\U0001f600", "%REQ(x)%", "x" * 200])
 def test_an_unknown_model_is_not_found(shared: Shared, name: str, path: str, protocol: str) -> None:
     """Correct JSON whatever the name holds."""
     reply = shared.gateway.post(path, {"model": name})

@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from tests.support.failure_case import ANSWER, Case, Gets, Health, Kind, answers
 from tests.support.gateway import Gateway
 from tests.support.http1 import Reply
 from tests.support.ports import free_port, release_port
+from tests.support.told import Account, Told, Totals, all_told, id_of, totals_of
 from tests.support.wall import Behaviour, Seen, Wall
 
 AT_ONCE = 6
@@ -39,6 +40,8 @@ SLACK_S = 1.2
 CLOCK_S = 0.1
 """How late a busy wall may note a request: when it is the earlier of two, the time between them looks shorter."""
 UPSTREAM = "upstream-model"
+ENDED_BY_ENVOY = ("UPE", "UT")
+"""Envoy's flags of an answer that had begun: its connection broke, or its per-try timer ran out."""
 DEFAULT_ATTEMPTS, DEFAULT_DEADLINE_S = 3, 90.0
 
 
@@ -67,6 +70,7 @@ class Saw:
     asks: tuple[tuple[str, float], ...]
     health: Health
     classes: tuple[str, ...]
+    told: tuple[Told, ...]
 
 
 # -- the stage -------------------------------------------------------------------------------------------------------
@@ -139,10 +143,10 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSL
 
 
 @pytest.fixture(scope="module")
-def saw(
+def seen(
     module_gateway_factory: GatewayFactory, certificate: tuple[Path, ssl.SSLContext]
-) -> Iterator[Mapping[str, Saw]]:
-    """Run everything, a few cases at a time, and tell what happened in each."""
+) -> Iterator[tuple[Mapping[str, Saw], Totals]]:
+    """Run everything, a few cases at a time, and tell what happened in each, and what metrics say of all."""
     stage, nobody = Stage(), free_port()
     ca_file, tls = certificate
     with Wall() as plain, Wall(tls=tls) as wrong_name:
@@ -159,8 +163,21 @@ def saw(
         with ThreadPoolExecutor(AT_ONCE) as pool:
             played = list(pool.map(lambda run: play(gateway, run), RUNS))
         assert 0 == wrong_name.count()
-        yield observations(gateway, stage, played)
+        found = observations(gateway, stage, played)
+        yield found, totals_of(gateway)
     release_port(nobody)
+
+
+@pytest.fixture(scope="module")
+def saw(seen: tuple[Mapping[str, Saw], Totals]) -> Mapping[str, Saw]:
+    """Tell what happened in each run."""
+    return seen[0]
+
+
+@pytest.fixture(scope="module")
+def totals(seen: tuple[Mapping[str, Saw], Totals]) -> Totals:
+    """Tell what metrics counted."""
+    return seen[1]
 
 
 def play(gateway: Gateway, run: Run) -> tuple[tuple[Reply, ...], Health]:
@@ -194,17 +211,16 @@ def states_of(gateway: Gateway) -> dict[str, str]:
 
 
 def observations(gateway: Gateway, stage: Stage, played: list[tuple[tuple[Reply, ...], Health]]) -> dict[str, Saw]:
-    rows = {row["request_id"]: row for row in gateway.access_log(at_least=sum(len(replies) for replies, _ in played))}
+    told = all_told(gateway, [reply for replies, _ in played for reply in replies])
     reasons = reasons_of(gateway)
     found = {}
     for run, (replies, health) in zip(RUNS, played, strict=True):
         reason = next(
             (reasons[name] for name in (f"{run.key}-first/{UPSTREAM}", f"{run.key}-first") if name in reasons), None
         )
-        classes = rows[replies[0].header("x-request-id")]["classes"] or ()
-        found[run.key] = Saw(
-            replies, _gaps(stage.asks[run.key]), Health(health.target, health.account, reason), tuple(classes)
-        )
+        own = tuple(told[id_of(reply)] for reply in replies)
+        health = Health(health.target, health.account, reason)
+        found[run.key] = Saw(replies, _gaps(stage.asks[run.key]), health, own[0].explained.classes, own)
     return found
 
 
@@ -270,7 +286,7 @@ def _who(name: str) -> Any:
 
 @every_run
 def test_a_failure_leads_to_exactly_what_its_row_says(saw: Mapping[str, Saw], run: Run) -> None:
-    """What the caller gets, who is asked in which order, the classes in the access log, and health afterwards."""
+    """What the caller gets, who is asked in which order, the classes of what failed, and health afterwards."""
     case, found = run.case, saw[run.key]
     replies = tuple(got(reply, wanted) for reply, wanted in zip(found.replies, case.gets, strict=True))
     assert case.gets == replies
@@ -294,13 +310,69 @@ def test_each_attempt_starts_when_its_row_says(saw: Mapping[str, Saw], run: Run)
 def test_no_case_costs_more_than_its_policy_allows(saw: Mapping[str, Saw], run: Run) -> None:
     """Neither more attempts nor more time, and the caller is told the number of attempts."""
     policy, found = POLICIES[run.policy], saw[run.key]
-    requests = len(run.case.gets)
+    requests, attempts = len(run.case.gets), policy.get("attempts", DEFAULT_ATTEMPTS)
     deadline_s = float(policy.get("deadline", f"{DEFAULT_DEADLINE_S}s").removesuffix("s"))
-    assert len(found.asks) <= DEFAULT_ATTEMPTS * requests
+    assert len(found.asks) <= attempts * requests
     assert max(reply.seconds for reply in found.replies) <= deadline_s + SLACK_S
-    assert all(1 <= int(reply.header("x-gateway-attempts") or 0) <= DEFAULT_ATTEMPTS for reply in found.replies)
+    assert all(1 <= int(reply.header("x-gateway-attempts") or 0) <= attempts for reply in found.replies)
 
 
 def test_no_request_hangs(saw: Mapping[str, Saw]) -> None:
     """The longest limit of all policies here is four seconds."""
     assert max(reply.seconds for found in saw.values() for reply in found.replies) < 5.0
+
+
+# -- four witnesses --------------------------------------------------------------------------------------------------
+
+
+def account_of(reply: Reply, told: Told) -> Account:
+    """Return what a request's own answer says of it; its classes are those that `explain` has."""
+    served_by = reply.header("x-gateway-served-by")
+    mode, attempts = reply.header("x-gateway-route-mode") or "", int(reply.header("x-gateway-attempts") or 0)
+    return Account(reply.status, mode, served_by, attempts, told.explained.classes)
+
+
+def unlogged(told: Told) -> tuple[str, ...]:
+    """Return the one class that the access log does not have: of an answer that Envoy itself ended, as its flags say.
+
+    Nothing of ours is asked between that end and the line.
+    """
+    last = told.tries[-1].error_class
+    return (last,) if last in ("stream_cut", "stream_stall") and told.flags in ENDED_BY_ENVOY else ()
+
+
+@every_run
+def test_ledger_access_log_and_explain_say_what_the_caller_got(saw: Mapping[str, Saw], run: Run) -> None:
+    """Status, route mode, who served, how many attempts, and the classes of those that failed."""
+    for reply, told in zip(saw[run.key].replies, saw[run.key].told, strict=True):
+        account = account_of(reply, told)
+        line = told.line._replace(classes=(*told.line.classes, *unlogged(told)))
+        assert (account, account, account) == (line, told.row, told.explained)
+        assert told.tries == told.row_tries
+
+
+@every_run
+def test_the_attempts_that_are_told_are_those_that_the_wall_saw(saw: Mapping[str, Saw], run: Run) -> None:
+    """In their order; a provider that cannot be reached sees nothing."""
+    told = [_who(one.target.partition("/")[0].rpartition("-")[2]) for each in saw[run.key].told for one in each.tries]
+    visible = [who for who in told if who != "first" or run.case.reach == "wall"]
+    assert visible == [who for who, _ in saw[run.key].asks]
+
+
+@every_run
+def test_metrics_count_what_is_told(saw: Mapping[str, Saw], totals: Totals, run: Run) -> None:
+    """Each attempt by its provider and class, each request by its model and what its caller got."""
+    tries = [one for told in saw[run.key].told for one in told.tries]
+    attempts = Counter((one.target.partition("/")[0], one.error_class or "success") for one in tries)
+    providers = {f"{run.key}-{who}" for who in ("first", "second", "long")}
+    assert attempts == Counter({key: n for key, n in totals.attempts.items() if key[0] in providers and n})
+    lines = [told.line for told in saw[run.key].told]
+    requests = Counter(
+        (run.key, (one.served_by or "none").partition("/")[0], one.route_mode, str(one.status)) for one in lines
+    )
+    assert requests == Counter({key: n for key, n in totals.requests.items() if key[0] == run.key and n})
+
+
+@every_run
+def test_planning_again_gives_the_same_plan(saw: Mapping[str, Saw], run: Run) -> None:
+    assert {(True, None)} == {(told.replay["same"], told.replay["differs"]) for told in saw[run.key].told}

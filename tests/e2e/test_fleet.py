@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,34 @@ def test_a_gateway_that_does_not_answer_is_named_and_follows_later(fleet: Fleet)
     assert "did not answer within" in ran.stderr
     assert "2" == fleet.first.chat().header("x-gateway-config-version")
     fleet.second.wait_until(lambda: fleet.live() == ["2", "2"], "the second gateway to follow")
+
+
+def test_a_gateway_that_is_killed_during_a_publish_is_given_up_when_its_heartbeats_end(fleet: Fleet) -> None:
+    """Well before the timeout; the next publish does not wait for it at all, and names it."""
+    fleet.second.pause_extproc()
+    argv = ("publish", fleet.operator.file(fleet.config(deadline="80s")), "-m", "x", "--yes", "--json")
+    running = fleet.operator.start(*argv, "--timeout", "60s")
+    fleet.first.wait_until(lambda: fleet.first.chat().header("x-gateway-config-version") == "2", "version 2")
+    fleet.second.kill()
+    out, err = running.communicate(timeout=60)
+    told = json.loads(out)
+    answers = {one["answer"]: (fleet.ids([one], "instance"), one["after_s"]) for one in told["instances"]}
+    assert (1, "silent", ["first"], ["second"]) == (
+        running.returncode,
+        told["outcome"],
+        answers["applied"][0],
+        answers["silent"][0],
+    )
+    assert answers["silent"][1] < 15
+    assert "did not answer within" in err
+
+    later = fleet.operator.publish(fleet.config(deadline="70s"))
+
+    gone = [{"id": name} for name in later.json["gone"]]
+    assert (0, "applied", ["second"]) == (later.code, later.json["outcome"], fleet.ids(gone, "id"))
+    assert "has been silent, not waited for" in later.stderr
+    fleet.second.start()
+    fleet.second.wait_until(lambda: fleet.live() == ["3", "3"], "the second gateway to follow when it is back")
 
 
 def test_a_gateway_that_was_stopped_in_good_order_is_not_waited_for(fleet: Fleet) -> None:

@@ -6,6 +6,7 @@ import configparser
 import re
 import shlex
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import yaml
 
 from extproc.envoy_binary import find_envoy
 from tests.support.ports import free_port, release_port
+from tests.support.programs import needed
 from tests.support.wall import Wall, ok, rate_limited
 
 FRONT_DOOR = Path(__file__).resolve().parents[2] / "examples" / "front-door"
@@ -35,6 +37,7 @@ class FrontDoor:
 
     def __init__(self, folder: Path, wall: Wall) -> None:
         self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = {"443": free_port(), "18080": free_port(), "18082": free_port()}
         for part in ("etc/keys", "etc/tls", "credentials"):
             (folder / part).mkdir(parents=True)
@@ -74,7 +77,7 @@ class FrontDoor:
         request = urllib.request.Request(f"https://127.0.0.1:{self.ports['443']}{path}", body, headers)
         trusting = ssl.create_default_context(cafile=str(self.folder / "etc/tls/cert.pem"))
         try:
-            with urllib.request.urlopen(request, timeout=10, context=trusting) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=10, context=trusting) as answer:  # noqa: S310 - our own https URL
                 return answer.status, answer.read().decode(), answer.headers.get("x-gateway-route-mode", "")
         except urllib.error.HTTPError as error:
             with error:
@@ -97,8 +100,7 @@ class FrontDoor:
 @pytest.fixture
 def door(primary: Wall) -> Iterator[FrontDoor]:
     """Start both units and wait until the gateway is ready."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make a certificate")
+    needed("openssl", "openssl")
     folder = Path(tempfile.mkdtemp(prefix="gw-", dir="/tmp"))  # short: Unix sockets live below
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -110,7 +112,7 @@ def door(primary: Wall) -> Iterator[FrontDoor]:
             for one in before:
                 subprocess.run(one, check=True, timeout=START_WITHIN_S)
             log = stack.enter_context((folder / f"{unit}.log").open("wb"))
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            process = door.processes[unit] = subprocess.Popen(command, stdout=log, stderr=log)
             stack.callback(process.wait, _STOP_TIMEOUT_S)
             stack.callback(process.terminate)
         give_up_at = time.monotonic() + START_WITHIN_S
@@ -136,3 +138,45 @@ def test_the_site_and_the_gateway_share_one_envoy(door: FrontDoor, primary: Wall
     assert ["gpt-4o", "gpt-4o-mini"] == [seen.json["model"] for seen in primary.requests]
     assert {"Bearer sk-planted-openai"} == {seen.header("authorization") for seen in primary.requests}
     assert 0o700 == (door.state / "run").stat().st_mode & 0o777
+
+
+def test_a_rotated_access_log_is_begun_anew_after_the_signal(door: FrontDoor, primary: Wall) -> None:
+    """What logrotate does: it renames the file, makes an empty one for the owner alone, and sends the signal."""
+    rules = door.mapped((FRONT_DOOR / "ai-gateway.logrotate").read_text())
+    log = door.state / "logs" / "access.log"
+    signal_name, unit = re.findall(r"systemctl kill --signal=(\w+) --kill-whom=main (\S+)", rules)[0]
+    primary.script([ok("before"), ok("after")])
+
+    _served(door)
+    _until(lambda: _lines(log) == 1)
+    log.rename(log.with_suffix(".log.1"))
+    log.touch(mode=0o600)
+    door.processes[unit].send_signal(getattr(signal, signal_name))
+    _until(lambda: _is_open(door.processes[unit].pid, log))
+    _served(door)
+    _until(lambda: _lines(log) == 1)
+
+    assert str(log.parent) in rules
+    assert (1, 1) == (_lines(log.with_suffix(".log.1")), _lines(log))
+    assert 0o600 == log.stat().st_mode & 0o777
+
+
+def _served(door: FrontDoor) -> None:
+    body = b'{"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}'
+    assert 200 == door.ask("/v1/chat/completions", body, "replace-this-token")[0]
+
+
+def _lines(log: Path) -> int:
+    return sum("/v1/chat/completions" in line for line in log.read_text().splitlines())
+
+
+def _is_open(pid: int, path: Path) -> bool:
+    """Tell whether a process has a file open; `exec` made the unit's shell that process."""
+    return any(entry.exists() and entry.samefile(path) for entry in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + START_WITHIN_S
+    while not is_so():
+        assert time.monotonic() < give_up_at
+        time.sleep(_POLL_S)

@@ -20,6 +20,7 @@ from tests.e2e.conftest import GatewayFactory
 from tests.support.gateway import Gateway, two_providers
 from tests.support.http1 import Reply
 from tests.support.operator import Operator
+from tests.support.ports import free_port, release_port
 from tests.support.wall import Wall, ok, rate_limited, silence
 
 VERSION = "x-gateway-config-version"
@@ -77,6 +78,24 @@ def test_a_gateway_that_starts_without_its_store_runs_its_last_version_and_says_
     assert 0.0 == second.metric("gateway_config_store_up")
 
 
+@pytest.mark.parametrize("broken", ["an unreachable PostgreSQL", "a broken SQLite file"])
+def test_the_status_without_a_store_is_what_the_gateway_says_with_exit_code_1(
+    gateway: Gateway, tmp_path: Path, broken: str
+) -> None:
+    url, port = f"sqlite:///{tmp_path}/broken.db", free_port()
+    (tmp_path / "broken.db").write_text("this is no database, only a text of more than a hundred bytes " * 3)
+    if "PostgreSQL" in broken:
+        url = f"postgresql+psycopg://gateway:planted@127.0.0.1:{port}/nowhere"
+    operator = Operator(tmp_path, data_dir=gateway.data_dir, store=url)
+    people, as_json = operator.run("status"), operator.run("status", "--json")
+    release_port(port)
+    assert (1, 1) == (people.code, as_json.code)
+    assert re.search(r"^version: +applied 1, wanted 1$", people.stdout, re.MULTILINE)
+    assert people.stderr.startswith("The store ")
+    assert "planted" not in people.stderr
+    assert (1, people.stderr.strip()) == (as_json.json["gateway"]["applied_version"], as_json.json["store_error"])
+
+
 # -- keys
 
 
@@ -111,9 +130,17 @@ def test_a_key_that_is_missing_is_told_by_its_reference_and_its_targets_are_left
     assert (200, "fallback/demo-fallback-upstream", "1") == served(gateway.chat())
     assert [f"primary (file {key})"] == gateway.wait_until(missing, "the missing key in the status")
     assert f"primary (file {key})" in operator.run("status").stdout
+    looks = {row["subject"]: row for row in operator.run("health", "--json").json}
+    for subject in ("primary", "primary/demo-primary-upstream"):
+        assert (False, "missing_key") == (looks[subject]["eligible"], looks[subject]["reason"])
+        assert 1.0 == gateway.metric("gateway_target_state", subject=subject, state="down")
+    candidates = operator.run("preview", str(gateway.config_file), "--json").json["candidates"]
+    skipped = {one["model"]: one["skipped"] for one in candidates}
+    assert [{"target": "primary/demo-primary-upstream", "reason": "missing_key"}] == skipped["demo-primary"]
     key.write_text("sk-planted-late")
     gateway.wait_until(lambda: gateway.chat().header("x-gateway-served-by") == "primary/demo-primary-upstream", "it")
     gateway.wait_until(lambda: missing() == [], "no missing key in the status")
+    assert {"healthy"} == {row["state"] for row in operator.run("health", "--json").json}
     assert {"Bearer sk-planted-late"} == {seen.header("authorization") for seen in primary.requests}
 
 
@@ -136,6 +163,28 @@ def test_the_health_of_targets_outlives_a_publish(
     assert 1 == primary.count()
     cooling = {"subject": "primary/demo-primary-upstream", "state": "cooling"}
     assert 1.0 == gateway.metric("gateway_target_state", **cooling)
+
+
+def test_a_preview_shows_the_order_of_candidates_under_the_health_of_now(
+    gateway: Gateway, operator: Operator, primary: Wall, fallback: Wall
+) -> None:
+    both = two_providers(primary, fallback)
+    targets = [{"provider": name, "model": f"demo-{name}-upstream"} for name in ("primary", "fallback")]
+    both["models"]["demo-primary"]["targets"] = [target | {"tier": n} for n, target in enumerate(targets)]
+    path = operator.file(both)
+
+    def candidates() -> tuple[list[str], list[dict[str, str]]]:
+        seen = operator.run("preview", path, "--json").json
+        assert seen["health_known"]
+        (model,) = [one for one in seen["candidates"] if one["model"] == "demo-primary"]
+        return [place["target"] for place in model["after"]], model["skipped"]
+
+    first, second = (f"{target['provider']}/{target['model']}" for target in targets)
+    assert ([first, second], []) == candidates()
+    primary.script(rate_limited(60))
+    gateway.chat()
+    assert ([second], [{"target": first, "reason": "rate_limited"}]) == candidates()
+    assert f"skipped now: {first}: rate_limited" in operator.run("preview", path).stdout
 
 
 def test_requests_and_streams_at_a_provider_that_is_removed_run_to_their_end(

@@ -145,6 +145,25 @@ def test_the_access_log_tells_who_served(shift: Shift) -> None:
     assert '"served_by":"second/m"' in shift.printed("access.log")
 
 
+def test_the_look_at_health_names_the_target_that_is_down(shift: Shift) -> None:
+    assert re.search(r"^first/m +(cooling|probing) ", shift.printed("configctl health list\n"), re.MULTILINE)
+
+
+def test_a_request_is_explained(shift: Shift) -> None:
+    told = shift.printed("configctl explain")
+    assert "planned: " in told
+    assert "planned again under the recorded version and evidence: the same plan" in told
+
+
+def test_the_orders_are_told_and_in_the_audit(shift: Shift) -> None:
+    told = shift.printed("configctl health drain")
+    assert re.search(r"^first +down .*drain by operator: their incident 512 until ", told, re.MULTILINE)
+    assert "first is healthy on this gateway." in told
+    audit = shift.printed("configctl audit\n")
+    for act in ("health_drain", "health_down", "health_restore"):
+        assert re.search(rf" operator +{act} ", audit)
+
+
 def test_the_new_policy_is_live_and_callers_notice(shift: Shift) -> None:
     assert "Version 2 is live on 1 instance." in shift.printed("configctl publish")
     told = shift.printed("curl -s -D -").lower()

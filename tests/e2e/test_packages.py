@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def test_the_source_distribution_holds_what_the_repository_holds(dist: Path) -> 
         "CHANGELOG.md",
         "Makefile",
         "requirements.lock",
+        "requirements-runtime.lock",
         "docker-compose.yml",
         "Dockerfile",
     }
@@ -88,6 +90,26 @@ def test_the_installed_commands_explain_themselves(installed: Path, tmp_path: Pa
 
     assert (0, 0) == (helped.returncode, version.returncode)
     assert "example" in helped.stdout.lower()
+    assert __version__ in version.stdout
+
+
+def test_the_commands_of_the_image_install_the_gateway(tmp_path: Path) -> None:
+    """The Dockerfile's own lines, in a folder that holds what it copies: digests alone decide what comes in."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
+    copied = " ".join(re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)).split()
+    for name in copied:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    build = next(line for line in text.splitlines() if "pip install" in line).removeprefix("RUN ")
+    script = build.replace("/opt/gateway", str(tmp_path / "venv")).replace(
+        "python -m venv", f"{sys.executable} -m venv"
+    )
+
+    subprocess.run(["sh", "-ec", script], cwd=tmp_path, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
+
+    version = _run(tmp_path, tmp_path / "venv/bin/extproc", "--version")
+    driver = _run(tmp_path, tmp_path / "venv/bin/python", "-c", "import psycopg")
+    assert (0, 0) == (version.returncode, driver.returncode)
     assert __version__ in version.stdout
 
 

@@ -122,19 +122,36 @@ def _act(gateway: Gateway, operator: Operator, walls: Walls, seen: Storm, releas
 
 
 def _changing(walls: Walls, number: int) -> dict[str, Any]:
-    """Build the config of one act: every one has new clusters, some add a model, one changes the listener."""
+    """Build the config of one act: new clusters and other policies each time; some add a provider, one the listener."""
     providers = {name: {"base_url": wall.url, "allow_private_network": True} for name, wall in walls.items()}
     models: dict[str, Any] = {
         "unary": {"targets": [{"provider": "quick", "model": "m", "weight": 1 + number}]},
-        "stream": {"targets": [{"provider": "paced", "model": "m"}], "policy": "streams"},
+        "stream": {"targets": [{"provider": "paced", "model": "m"}]},
         "long": {"targets": [{"provider": "long", "model": "m"}]},
     }
     if number % 3 == 0:
         providers[f"more-{number}"] = providers["quick"]
         models["unary"]["targets"].append({"provider": f"more-{number}", "model": "m"})
-    policies = {"default": {"connect_timeout": f"{2000 + number}ms"}, "streams": {"deadline": f"{60 + number}s"}}
+    policies: dict[str, Any] = {"default": {"connect_timeout": f"{2000 + number}ms"}}
+    for model, policy in _policies(number).items():
+        policies[policy] = {"deadline": f"{60 + number}s"}
+        models[model]["policy"] = policy
     server = {"max_body": f"{50 + number // 16}MiB"}
     return {"schema": 1, "providers": providers, "models": models, "policies": policies, "server": server}
+
+
+def _policies(number: int) -> dict[str, str]:
+    """Return the policies that models name, in four turns: one, another name for it, the models exchanged, none.
+
+    Requests under way still have the policy of the version that decided them, whatever became of its name.
+    """
+    turns: tuple[dict[str, str], ...] = (
+        {"stream": "streams"},
+        {"stream": f"streams-{number}"},
+        {"unary": f"streams-{number - 1}"},
+        {},
+    )
+    return turns[number % len(turns)]
 
 
 def _not_a_certificate(operator: Operator) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A provider goes down under steady traffic and comes back: nobody notices, it is left alone, and it is eased back in.
 
-The times are a tenth of the default policy's: down for six seconds, cooldowns of one and two. Two providers fail at
+Scaled to a tenth: down for six seconds instead of a minute, cooldowns of the default policy with a tenth of its `base`
+and `max`. The steps of the return are the engine's own and not scaled; at this pace they are taken by successes. The
+unscaled times, and other paces, are played without waiting in tests/property/test_recovery.py. Two providers fail at
 once, each with a model, an account and a wall of its own: one says 503, the other resets every connection.
 """
 
@@ -11,6 +13,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,7 +28,10 @@ PACE_S = 0.05
 """Between two requests of a caller: twenty a second."""
 FIRST_FAILURES = 3
 LOG_DELAY_S = 0.5
-COOLDOWN: dict[str, Any] = {"base": "1s", "max": "2s", "jitter": 0}
+STEP_SUCCESSES = 5
+"""So many take the returning provider one step on."""
+BASE_S, JITTER = 1.5, 0.1
+COOLDOWN: dict[str, Any] = {"base": "1500ms", "max": "12s"}
 AGAIN_ALL = 40
 """So many requests in a row at the recovered provider are full traffic again."""
 WAYS: dict[str, Behaviour] = {"503": error(503), "reset": reset()}
@@ -58,11 +64,12 @@ class Story:
         """When it served again for the first time."""
         return next((at for at, by_first in self.served_after if by_first), LIMIT_S)
 
-    def share(self, start_s: float, end_s: float) -> float:
-        """Return its share of the traffic between two moments after its first success."""
-        began = self.back_after_s
-        window = [by_first for at, by_first in self.served_after if start_s <= at - began < end_s]
-        return sum(window) / len(window)
+    def spans(self, successes: int) -> list[int]:
+        """Return of how many requests in a row it served so many, from its first success on."""
+        served = [by_first for at, by_first in self.served_after if at >= self.back_after_s]
+        places = [place for place, by_first in enumerate(served) if by_first]
+        marks = places[::successes]
+        return [later - earlier for earlier, later in pairwise(marks)]
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +129,11 @@ def test_a_provider_that_is_down_is_asked_only_by_single_probes(stories: Mapping
     asked = stories[way].asked_while_down
     # A reset is told by Envoy's log, a moment after it happened: a request that was sent meanwhile is no probe.
     probes = [at for at in asked[FIRST_FAILURES:] if at - asked[FIRST_FAILURES - 1] > LOG_DELAY_S]
-    assert 2 <= len(probes) <= DOWN_S
+    assert 3 <= len(probes) <= 4
     assert asked[FIRST_FAILURES - 1] - stories[way].down_at < 1.0
     gaps = [later - earlier for earlier, later in zip([asked[FIRST_FAILURES - 1], *probes], probes, strict=False)]
-    assert min(gaps) >= 0.95
-    assert max(gaps) <= 2.5
+    assert min(gaps) >= BASE_S * (1.0 - JITTER) - PACE_S
+    assert max(gaps) <= BASE_S * (1.0 + JITTER) + LOG_DELAY_S
 
 
 @ways
@@ -139,9 +146,9 @@ def test_the_fallback_carries_what_the_provider_does_not(stories: Mapping[str, S
 
 @ways
 def test_full_traffic_is_back_soon_after_the_recovery(stories: Mapping[str, Story], way: str) -> None:
-    """A longest cooldown until the first probe succeeds, then the steps: far below half a minute."""
+    """At most one more base cooldown until the first probe succeeds, then the steps."""
     story = stories[way]
-    assert story.back_after_s <= 3.0
+    assert story.back_after_s <= BASE_S * (1.0 + JITTER) + LOG_DELAY_S
     assert [True] * AGAIN_ALL == [by_first for _, by_first in story.served_after[-AGAIN_ALL:]]
     assert story.served_after[-1][0] <= 12.0
 
@@ -149,6 +156,7 @@ def test_full_traffic_is_back_soon_after_the_recovery(stories: Mapping[str, Stor
 @ways
 def test_traffic_comes_back_step_by_step(stories: Mapping[str, Story], way: str) -> None:
     """About a tenth, then a quarter, then a half, then all: never a rush at a provider that has just got up."""
-    tenth, more = stories[way].share(0.1, 1.5), stories[way].share(1.5, 3.0)
-    assert 0.0 < tenth <= 0.2
-    assert tenth < more <= 0.6
+    tenth, quarter, half, *_ = stories[way].spans(STEP_SUCCESSES)
+    assert STEP_SUCCESSES * 6 <= tenth <= STEP_SUCCESSES * 14
+    assert tenth > quarter > half > STEP_SUCCESSES
+    assert STEP_SUCCESSES == stories[way].spans(STEP_SUCCESSES)[-1]

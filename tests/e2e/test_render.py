@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -108,6 +110,45 @@ def test_a_plain_envoy_serves_a_failover_from_the_rendered_files(
     assert ("hello", "model_fallback") == (reply.text, reply.header("x-gateway-route-mode"))
     assert "demo-fallback-upstream" == fallback.requests[-1].json["model"]
     assert f"Bearer {PLANTED_KEYS['FALLBACK_KEY']}" == fallback.requests[-1].header("authorization")
+
+
+@contextmanager
+def limited(rendered: Rendered, name: str, value: int) -> Iterator[None]:
+    """Run `serve` and an Envoy whose bootstrap has one limit of the overload manager set low."""
+    text = (rendered.out / "bootstrap.json").read_text()
+    changed, times = re.subn(rf'"{name}": *"?\d+"?', f'"{name}": {value}', text)
+    assert 1 == times
+    low = rendered.out / "low.json"
+    low.write_text(changed)
+    with ExitStack() as stack:
+        stack.enter_context(_running([EXTPROC, "serve", *rendered.places()], rendered.data_dir.parent / "serve.log"))
+        _until(lambda: (rendered.data_dir / "run" / "extproc.sock").exists())
+        envoy = [_envoy(), "-c", str(low), "--disable-hot-restart", "--concurrency", "1"]
+        stack.enter_context(_running(envoy, rendered.data_dir.parent / "envoy.log"))
+        yield
+
+
+def test_a_connection_beyond_the_limit_is_closed_and_the_others_go_on(rendered: Rendered) -> None:
+    """The limit that is rendered is 20,000; what it does shows with 3."""
+    url = f"http://127.0.0.1:{rendered.port}"
+    with limited(rendered, "max_active_downstream_connections", 3), ExitStack() as held:
+        _until(lambda: _status(f"{url}/readyz") == 200)
+        first = held.enter_context(http1.Call(f"{url}/healthz"))
+        for _ in range(2):
+            held.enter_context(socket.create_connection(("127.0.0.1", rendered.port), timeout=5))
+        _until(lambda: _status(f"{url}/healthz") == 0)
+        first.send("GET", {}, b"")
+        assert 200 == first.read_head()
+
+
+def test_an_envoy_whose_heap_is_full_refuses_requests_in_our_shape(rendered: Rendered) -> None:
+    """The limit that is rendered is 2 GiB; what it does shows with 1 MiB."""
+    url = f"http://127.0.0.1:{rendered.port}"
+    with limited(rendered, "max_heap_size_bytes", 1 << 20):
+        _until(lambda: _status(f"{url}/healthz") == 503)
+        reply = http1.request(f"{url}/v1/chat/completions", json={"model": "demo-primary", "messages": []})
+    assert (503, "gateway_unavailable") == (reply.status, reply.json["error"]["code"])
+    assert "gateway" == reply.header("server")
 
 
 def test_a_key_that_is_not_set_is_reported_and_the_files_still_boot(rendered: Rendered) -> None:

@@ -243,6 +243,24 @@ def test_no_internal_header_reaches_a_provider(shared: Shared) -> None:
         assert [None, None, None] == [seen.header(name) for name in ("forwarded", "x-real-ip", "via")]
 
 
+def test_no_answer_says_what_software_gave_it(shared: Shared) -> None:
+    """The provider's answers, our own, and Envoy's to what is no request: neither a product nor a version."""
+    shared.primary.script(answer(headers={"server": "uvicorn/0.1"}))
+    replies = [
+        shared.gateway.chat(),
+        shared.gateway.chat("nobody-knows"),
+        shared.gateway.get("/healthz"),
+        shared.gateway.get("/elsewhere"),
+        shared.gateway.get("/v1/models%2f"),
+        shared.gateway.get("/healthz", headers={"x_y": "1"}),
+    ]
+
+    assert [200, 404, 200, 404, 400, 400] == [reply.status for reply in replies]
+    assert {"gateway"} == {reply.header("server") for reply in replies}
+    told = [f"{reply.headers} {reply.body!r}".lower() for reply in replies]
+    assert [] == [text for text in told if "envoy" in text or "uvicorn" in text]
+
+
 PLANTED = {
     "x-gateway-retry": "1",
     "x-gateway-retry-after": "1",
@@ -264,11 +282,11 @@ PLANTED = {
     [
         (ok(headers=PLANTED), False),
         (ok(headers=PLANTED), True),
-        (answer(204, b"", PLANTED, None), False),
+        (answer(201, {"object": "list", "data": []}, PLANTED), False),
         (answer(400, {"error": {"message": "no"}}, PLANTED), False),
         (answer(422, {"error": {"message": "no"}}, PLANTED), True),
     ],
-    ids=["200", "200 stream", "204", "400", "422 stream"],
+    ids=["200", "200 stream", "201", "400", "422 stream"],
 )
 def test_a_providers_internal_headers_drive_nothing_and_stay_here(
     shared: Shared, behaviour: Behaviour, stream: bool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import resource
 import socket
 import sqlite3
 import subprocess
@@ -152,7 +153,7 @@ def test_all_four_tell_what_the_wall_saw(
     story = explained(gateway, request_id)
     assert list(case.tries) == [(a["target"].partition("/")[0], a["class"]) for a in story["attempts"]]
     assert (case.status, case.outcome, case.mode) == (story["status"], story["outcome"], story["route_mode"])
-    assert {"same": True, "differs": None} == story["replay"]
+    assert {"same": True, "differs": None, "not_run": None} == story["replay"]
     assert all(attempt["next"] for attempt in story["attempts"] if attempt["class"] and case.outcome != "broken")
 
     row = LedgerReader(gateway.data_dir / "requests.db").find(request_id)
@@ -191,6 +192,42 @@ def test_a_caller_who_leaves_is_told_as_such(gateway_factory: GatewayFactory, pr
     assert ("aborted", ("client_abort",), "none") == (entry.story.outcome, entry.story.classes, entry.story.route_mode)
     assert 1 == gateway.metric("gateway_requests_total", code="0", route_mode="none")
     assert 1 == gateway.metric("gateway_attempts_total", **{"class": "client_abort"})
+
+
+def test_questions_about_the_gateway_itself_are_no_requests(
+    gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+) -> None:
+    """Neither in metrics, the time of decisions included, nor in the ledger."""
+    gateway = gateway_factory(two_providers(primary, fallback))
+    for path in ("/healthz", "/readyz", "/v1/models", "/v1/models/demo-primary"):
+        assert 200 == gateway.get(path).status
+    gateway.chat()
+    gateway.access_log(5)
+    gateway.wait_until(lambda: gateway.metric("gateway_ledger_rows_total") == 1, "the ledger's row")
+    counts = ("gateway_requests_total", "gateway_request_seconds_count", "gateway_decision_seconds_count")
+    assert [1, 1, 1] == [gateway.metric(name) for name in counts]
+
+
+def test_requests_that_never_got_an_id_have_a_row_each(
+    gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+) -> None:
+    """Envoy refuses them before there is a request to speak of; they count in metrics, ledger and access log alike."""
+    gateway = gateway_factory(two_providers(primary, fallback))
+    for head in (
+        b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"y" * 200_000 + b"\r\n\r\n",
+    ):
+        with http1.Call(gateway.url) as call:
+            call.send_raw(head)
+            assert call.read_head() in (400, 431)
+    gateway.chat()
+    lines = gateway.access_log(4)
+    gateway.wait_until(lambda: gateway.metric("gateway_ledger_rows_total") == 4, "the ledger's rows")
+    assert (4, 4) == (len(lines), gateway.metric("gateway_requests_total"))
+    entries = LedgerReader(gateway.data_dir / "requests.db").entries(Query())
+    assert [200, 400, 400, 431] == sorted(entry.story.status for entry in entries)
+    assert 3 == sum(entry.story.id == "" for entry in entries)
 
 
 @pytest.fixture(scope="module")
@@ -419,13 +456,18 @@ def test_a_dead_trace_collector_and_a_stopped_scraper_slow_nobody(
 
 
 def _median_s(gateway: Gateway, requests: int) -> float:
+    return sorted(_spent_s(gateway, requests))[requests // 2]
+
+
+def _spent_s(gateway: Gateway, requests: int) -> list[float]:
+    """Return the seconds of each of these requests, all of which are served."""
     spent = []
     with _Connection(gateway.port) as connection:
         for _ in range(requests):
             began = time.perf_counter()
             assert 200 == connection.chat({"model": "demo-primary", "messages": []})
             spent.append(time.perf_counter() - began)
-    return sorted(spent)[requests // 2]
+    return spent
 
 
 def test_a_trace_goes_on_to_the_provider(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
@@ -450,6 +492,69 @@ def test_a_ledger_that_cannot_be_written_costs_no_request(
         assert {200} == {gateway.chat().status for _ in range(20)}
         gateway.wait_until(lambda: gateway.metric("gateway_requests_total", code="200") == 20, "every request")
         assert "cannot be written" in gateway.logs()
+
+
+class TestASickLedgerDisk:
+    """While rows are lost and counted, requests are served, and as quickly as before."""
+
+    @pytest.fixture
+    def gateway(self, gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> Gateway:
+        gateway = gateway_factory(two_providers(primary, fallback))
+        _spent_s(gateway, 20)
+        gateway.wait_until(lambda: gateway.metric("gateway_ledger_rows_total") == 20, "the ledger's rows")
+        return gateway
+
+    def test_that_answers_nothing_for_seconds_slows_nobody(self, gateway: Gateway) -> None:
+        """Another process holds the file's lock for longer than the writer waits for it."""
+        usual_s = _spent_s(gateway, 200)
+        with closing(sqlite3.connect(gateway.data_dir / "requests.db", timeout=10, isolation_level=None)) as other:
+            other.execute("begin immediate")
+            sick_s = self._until_rows_are_lost(gateway)
+        self._is_as_quick(usual_s, sick_s)
+        self._recovers(gateway, 20 + len(usual_s) + len(sick_s))
+
+    def test_that_is_full_slows_nobody(self, gateway: Gateway) -> None:
+        """The process may not make any file longer than the ledger's log is now."""
+        usual_s = _spent_s(gateway, 200)
+        pid, size = gateway.extproc_pid(), (gateway.data_dir / "requests.db-wal").stat().st_size
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, before[1]))
+        sick_s = self._until_rows_are_lost(gateway)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+        self._is_as_quick(usual_s, sick_s)
+        self._recovers(gateway, 20 + len(usual_s) + len(sick_s))
+
+    def _until_rows_are_lost(self, gateway: Gateway) -> list[float]:
+        spent: list[float] = []
+
+        def some_more() -> bool:
+            spent.extend(_spent_s(gateway, 50))
+            return gateway.metric("gateway_ledger_dropped_total") > 0
+
+        gateway.wait_until(some_more, "rows to be lost", 30.0)
+        assert "cannot be written" in gateway.logs()
+        return spent
+
+    def _is_as_quick(self, usual_s: list[float], sick_s: list[float]) -> None:
+        usual, sick = (sorted(spent)[len(spent) // 2] for spent in (usual_s, sick_s))
+        assert sick < 3 * usual + 0.02
+        assert max(sick_s) < max(usual_s) + 1.0
+
+    def _recovers(self, gateway: Gateway, asked: int) -> None:
+        """Every request is a row or counted as lost, and soon new ones are rows again."""
+        rows = gateway.metric("gateway_ledger_rows_total")
+
+        def written() -> bool:
+            nonlocal asked
+            asked += len(_spent_s(gateway, 1))
+            return gateway.metric("gateway_ledger_rows_total") > rows
+
+        gateway.wait_until(written, "new rows", 20.0)
+        gateway.wait_until(lambda: gateway.metric("gateway_requests_in_flight") == 0, "every request to be closed")
+        gateway.wait_until(lambda: gateway.metric("gateway_ledger_waiting") == 0, "the ledger to be written")
+        told = [gateway.metric(f"gateway_ledger_{name}_total") for name in ("rows", "dropped")]
+        assert asked == sum(told)
+        assert told[0] == LedgerReader(gateway.data_dir / "requests.db").count()
 
 
 class TestOrders:
@@ -510,6 +615,39 @@ def test_explain_tells_a_story_to_people_and_to_programs(
     assert [line for line in told if line.startswith("attempt 1 at +") and "primary/demo-primary-upstream" in line]
     assert "  then next: another target, fallback/demo-fallback-upstream" in told
     assert "planned again under the recorded version and evidence: the same plan" == told[-1]
+
+
+def test_explain_says_what_took_a_target_out(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:
+    """The value that met a threshold, and both."""
+    gateway = gateway_factory(two_providers(primary, fallback, same_target=ONE_TRY, cooldown={"consecutive": 2}))
+    primary.script(error(503))
+    for _ in range(2):
+        gateway.chat()
+    gateway.wait_until(lambda: gateway.metric("gateway_cooldowns_total") == 1, "the cooldown")
+    request_id = gateway.chat().header("x-request-id") or ""
+    first, second = explained(gateway, request_id)["candidates"]
+    assert ("overloaded", ["failures_in_a_row=2", "consecutive=2"]) == (first["reason"], first["evidence"])
+    assert (None, []) == (second["reason"], second["evidence"])
+    assert "(failures_in_a_row=2, consecutive=2)" in configctl(gateway, "explain", request_id).stdout
+
+
+def test_explain_plans_again_under_a_version_that_only_the_store_has(
+    gateway_factory: GatewayFactory, primary: Wall, fallback: Wall
+) -> None:
+    """After a publish and a restart the process has only the active version in memory."""
+    config = two_providers(primary, fallback)
+    gateway = gateway_factory(config)
+    request_id = gateway.chat().header("x-request-id") or ""
+    gateway.write_config(config | {"policies": {"default": {"attempts": 2}}})
+    published = configctl(gateway, "publish", str(gateway.config_file), "-m", "two attempts", "--yes")
+    assert 0 == published.returncode, published.stderr
+    gateway.stop()
+    gateway.start()
+    assert "2" == gateway.chat().header("x-gateway-config-version")
+
+    story = explained(gateway, request_id)
+
+    assert (1, {"same": True, "differs": None, "not_run": None}) == (story["config_version"], story["replay"])
 
 
 def test_requests_follow_shows_new_ones(gateway_factory: GatewayFactory, primary: Wall, fallback: Wall) -> None:

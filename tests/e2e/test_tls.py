@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.support import http1
 from tests.support.certs import Authority, Pair
 from tests.support.gateway import Gateway, two_providers
 from tests.support.names import Names
+from tests.support.operator import Operator
 from tests.support.wall import Wall
 
 HOST = "api.example.com"
@@ -135,6 +138,28 @@ def certificate_of(gateway: Gateway, authority: Authority) -> bytes | None:
         return tls.getpeercert(binary_form=True)
 
 
+def up_to_tls_1_1(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Let a context speak what nobody should speak any more."""
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    return context
+
+
+def agreed(caller: ssl.SSLContext, server: ssl.SSLContext) -> str | None:
+    """Return the version that two contexts settle on, without a socket."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        caller.wrap_bio(back, there, server_hostname="127.0.0.1"),
+        server.wrap_bio(there, back, server_side=True),
+    ]
+    for end in ends * 3:
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return ends[0].version()
+
+
 class TestTheFrontListener:
     @pytest.fixture
     def pair(self, authority: Authority) -> Pair:
@@ -154,6 +179,20 @@ class TestTheFrontListener:
         assert 200 == ask(gateway, authority).status
         assert 0 == gateway.chat().status
 
+    def test_refuses_a_caller_who_knows_no_tls_above_1_1(
+        self, gateway_factory: GatewayFactory, authority: Authority, pair: Pair, primary: Wall, fallback: Wall
+    ) -> None:
+        """The same caller does reach a server that allows it: it is Envoy who refuses."""
+        gateway = gateway_factory(secured(pair, primary, fallback))
+        caller = up_to_tls_1_1(trusting(authority))
+
+        assert "TLSv1.1" == agreed(caller, up_to_tls_1_1(serving(pair)))
+        with (
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as plain,
+            pytest.raises(ssl.SSLError, match=r"(?i)alert.protocol.version"),
+        ):
+            caller.wrap_socket(plain, server_hostname="127.0.0.1")
+
     def test_takes_a_renewed_certificate_without_a_publish(
         self, gateway_factory: GatewayFactory, authority: Authority, pair: Pair, primary: Wall, fallback: Wall
     ) -> None:
@@ -166,6 +205,34 @@ class TestTheFrontListener:
 
         gateway.wait_until(lambda: certificate_of(gateway, authority) != before, "the renewed certificate", 20)
 
+        assert 200 == ask(gateway, authority).status
+
+    def test_keeps_its_certificate_when_a_version_with_another_is_refused(
+        self,
+        gateway_factory: GatewayFactory,
+        authority: Authority,
+        pair: Pair,
+        primary: Wall,
+        fallback: Wall,
+        tmp_path: Path,
+    ) -> None:
+        """What Envoy does not take changes nothing, the files it has read before included."""
+        gateway = gateway_factory(secured(pair, primary, fallback))
+        before = certificate_of(gateway, authority)
+        other = authority.sign("other", SAN)
+        unusable = secured(other, primary, fallback)
+        unusable["providers"]["primary"] |= {
+            "base_url": f"https://127.0.0.1:{primary.port}/v1",
+            "tls": {"ca_file": str(other.key)},
+        }
+        operator = Operator(tmp_path, data_dir=gateway.data_dir)
+
+        refused = operator.publish(unusable)
+        halves = operator.publish(secured(Pair(other.cert, pair.key), primary, fallback))
+
+        assert (1, 1) == (refused.code, halves.code)
+        assert "cert_file and key_file cannot be used together" in halves.stdout + halves.stderr
+        assert before == certificate_of(gateway, authority)
         assert 200 == ask(gateway, authority).status
 
     def test_keeps_its_certificate_when_the_files_go_away(

@@ -168,7 +168,7 @@ def test_a_second_gateway_on_the_same_data_dir_is_refused_and_the_first_goes_on(
 
 @pytest.mark.parametrize("flag", ["listen", "metrics_listen"])
 def test_a_public_address_without_clients_is_refused(bench: Bench, flag: str) -> None:
-    _refused(bench.up(**{flag: f"0.0.0.0:{bench.ports[0]}"}), "0.0.0.0", "clients")  # noqa: S104
+    _refused(bench.up(**{flag: f"0.0.0.0:{bench.ports[0]}"}), "0.0.0.0", "clients")  # noqa: S104 - what is refused
 
 
 # ----------------------------------------------------------------------------------------------------

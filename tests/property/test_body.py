@@ -13,13 +13,13 @@ from extproc.core.errors import GatewayError
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 TRAPS = st.sampled_from(["model", '"model":', '\\"model":"x"', "\\", '"', "{", "}", ",", ":", "\\u006dodel"])
-NAMES = TEXTS.filter(bool) | TRAPS
+NAMES = TEXTS.filter(lambda name: name.isprintable() and name.strip(" ") == name != "") | TRAPS
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXTS | TRAPS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS | TRAPS, inner, max_size=3),
     max_leaves=12,
 )
-MEMBERS = st.lists(st.tuples((TEXTS | TRAPS).filter(lambda key: key != "model"), VALUES), max_size=5)
+MEMBERS = st.lists(st.tuples((TEXTS | TRAPS).filter(lambda key: key.casefold() != "model"), VALUES), max_size=5)
 SPELLINGS = st.sampled_from(['"model"', '"\\u006dodel"', '"mod\\u0065l"', '"\\u006d\\u006f\\u0064\\u0065\\u006C"'])
 SPACES = st.sampled_from(["", " ", "\n", "\t\r\n "])
 
@@ -63,6 +63,24 @@ def test_a_second_model_key_is_refused_wherever_it_stands(
     doubled = raw.replace(b"{", b"{" + extra + b",", 1) if first else raw.rstrip()[:-1] + b"," + extra + b"}"
     assume(json.loads(doubled)["model"] != "")
     assert isinstance(parse_request_body(doubled), GatewayError)
+
+
+@given(bodies(), VALUES, st.sampled_from(["Model", "MODEL", "mODEL", "\\u004Dodel"]))
+def test_a_model_key_in_other_letters_is_refused(parts: tuple[bytes, bytes, str], other: Any, key: str) -> None:
+    head, tail, name = parts
+    extra = f'"{key}":{written(other, True)}'.encode()
+    doubled = (head + written(name, False).encode() + tail).rstrip()[:-1] + b"," + extra + b"}"
+    assert isinstance(parse_request_body(doubled), GatewayError)
+
+
+@given(st.text(max_size=12))
+def test_an_accepted_name_can_stand_in_a_header(name: str) -> None:
+    """What RFC 9110 allows in a value: visible characters, spaces inside it, and bytes beyond ASCII."""
+    found = parse_request_body(json.dumps({"model": name}).encode())
+    if isinstance(found, RequestBody):
+        value = f"provider/{found.model}".encode()
+        assert value.strip() == value
+        assert [] == [byte for byte in value if byte < 0x20 or byte == 0x7F]
 
 
 @given(st.binary(max_size=60) | TEXTS.map(str.encode) | VALUES.map(lambda value: json.dumps(value).encode()))

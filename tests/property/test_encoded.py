@@ -50,7 +50,15 @@ def test_a_route_answer_is_the_plain_encoder_s(action: RouteTo) -> None:
     assert expected == Response.FromString(data)
 
 
-@given(st.builds(ReleaseBody, st.binary(max_size=300), st.booleans(), st.sampled_from([None, {}, {"total": 3}])))
+@given(
+    st.builds(
+        ReleaseBody,
+        st.binary(max_size=300),
+        st.booleans(),
+        st.sampled_from([None, {}, {"total": 3}]),
+        st.sampled_from([(), ("overloaded", "stream_cut")]),
+    )
+)
 def test_a_released_piece_is_the_plain_encoder_s(action: ReleaseBody) -> None:
     data = serialize(action)
     assert data is not None

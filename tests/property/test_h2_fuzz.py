@@ -16,6 +16,7 @@ from extproc.transport.grpc_messages import framed
 from extproc.transport.h2 import BLOCK_LIMIT_BYTES, FRAME_LIMIT_BYTES
 from extproc.transport.service import ext_proc_service
 from extproc.wire.ext_proc import Request
+from tests.support.fuzzing import fuzz
 from tests.support.h2_client import GREETING, SETTINGS_ACK, frames_of
 
 LIMIT_BYTES = 10_000
@@ -129,6 +130,7 @@ def _in_loop(play: Callable[[], None]) -> None:
     asyncio.run(run())
 
 
+@fuzz
 @given(_talks, st.lists(st.integers(1, 400), min_size=1, max_size=8), st.booleans())
 def test_any_talk_ends_in_bounded_state_and_whole_frames(talk: list[bytes], cuts: list[int], greet: bool) -> None:
     def play() -> None:
@@ -150,6 +152,7 @@ def test_any_talk_ends_in_bounded_state_and_whole_frames(talk: list[bytes], cuts
     _in_loop(play)
 
 
+@fuzz
 @given(st.integers(0, 500), st.integers(0, 255), st.integers(1, 200))
 def test_a_good_talk_with_one_bad_byte_does_no_more_harm_than_to_itself(at: int, byte: int, cut: int) -> None:
     def play() -> None:

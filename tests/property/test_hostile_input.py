@@ -1,20 +1,20 @@
 """Bytes from outside: whatever they are, each reader gives one of its documented answers and never breaks.
 
-`FUZZ_EXAMPLES` is how many inputs each test draws: a slice in `make test`, the long run in `make fuzz`.
+How many inputs a test draws, and how it is watched, is in tests/support/fuzzing.py; test_store_rows.py and
+test_h2_fuzz.py hold the other readers.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config.errors import ConfigErrors
@@ -35,11 +35,9 @@ from extproc.wire import names
 from extproc.wire.access_log import LogDecoder
 from extproc.wire.ext_proc import Request, Response
 from extproc.wire.pb import als_pb2
+from tests.support.fuzzing import fuzz
 from tests.unit.config.build import FULL
 from tests.unit.core.build import NOW, REQUEST_ID, A, B, chain, config, gateway, routed
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
-fuzz = settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
 
 NASTY = [
     b"\x00",

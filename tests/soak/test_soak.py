@@ -11,13 +11,14 @@ import asyncio
 import os
 import random
 import re
+import sqlite3
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ FAULTY, SHARE = 3, 0.3
 CONNECTIONS = 12
 LEAVERS_OF = 200
 """One caller in so many leaves before the end."""
+LEFT = ("left-shown", "left-held")
+"""Models of their own for those callers: what they would have got cannot be known."""
 TIMEOUT_S = 60.0
 SHOWN_FAILURES = 20
 CALM_S = 30.0
@@ -94,6 +97,7 @@ class Soaked:
     requests: int
     results: dict[str, list[LoadResult]] = field(default_factory=lambda: {kind.name: [] for kind in KINDS})
     samples: list[Sample] = field(default_factory=list)
+    leavers: int = 0
     seconds: float = 0.0
 
     def statuses(self, kind: Kind) -> Counter[int]:
@@ -114,7 +118,7 @@ def soaked() -> Iterator[Soaked]:
         gateway = stack.enter_context(Gateway(_config(walls)))
         run = Soaked(gateway, gateway.pids(), requests)
         for number in range(ROUNDS):
-            _round(run, number, requests // ROUNDS, random.Random(seed * ROUNDS + number))  # noqa: S311
+            _round(run, number, requests // ROUNDS, random.Random(seed * ROUNDS + number))  # noqa: S311 - the same seed, the same faults
         _say_what_was_met(gateway)
         yield run
 
@@ -135,6 +139,7 @@ def _config(walls: list[WallProcess]) -> dict[str, Any]:
         }
         good = {"provider": f"provider-{len(walls) - 1}", "model": f"good-{name}"}
         models[f"good-{name}"] = {"targets": [good], "policy": name}
+        models[f"left-{name}"] = models[name]
     policies = {"shown": TIMERS, "held": TIMERS | {"stream_guard": "complete"}}
     return {"schema": 1, "providers": providers, "models": models, "policies": policies}
 
@@ -144,6 +149,7 @@ def _round(run: Soaked, number: int, requests: int, draw: random.Random) -> None
     with ThreadPoolExecutor(len(KINDS) + 1) as pool:
         loads = {kind.name: pool.submit(_load, run.gateway, kind, int(requests * kind.part)) for kind in KINDS}
         leaving = pool.submit(_leave_early, run.gateway, requests // LEAVERS_OF, draw)
+        run.leavers += requests // LEAVERS_OF
         for name, load in loads.items():
             run.results[name].append(load.result())
         leaving.result()
@@ -184,7 +190,7 @@ def _unchunked(body: bytes) -> bytes:
 def _leave_early(gateway: Gateway, callers: int, draw: random.Random) -> None:
     """Send requests and close each connection after a moment, answered or not."""
     for _ in range(callers):
-        body: dict[str, Any] = {"model": draw.choice(("shown", "held")), "messages": [], "stream": draw.random() < 0.7}
+        body: dict[str, Any] = {"model": draw.choice(LEFT), "messages": [], "stream": draw.random() < 0.7}
         with Call(f"{gateway.url}/v1/chat/completions", timeout_s=TIMEOUT_S) as call:
             call.send("POST", {"content-type": "application/json"}, orjson.dumps(body))
             threading.Event().wait(draw.random() * 0.05)
@@ -261,6 +267,38 @@ def test_nothing_is_under_way_at_the_end(soaked: Soaked) -> None:
     assert 0 == soaked.samples[-1].in_flight
     assert 0 == _envoy_stat(soaked.gateway, r"cluster\.provider-.*\.upstream_rq_active")
     assert 0 == _envoy_stat(soaked.gateway, rf"http\.{STAT_PREFIX}\.downstream_rq_active")
+
+
+@pytest.mark.parametrize("model", ["shown", "held"])
+def test_metrics_count_exactly_what_the_load_tool_got(soaked: Soaked, model: str) -> None:
+    """Each answer by its status; one that broke had begun with a 200."""
+    got = Counter[str]()
+    for kind in (kind for kind in KINDS if kind.model == model):
+        got += Counter({str(status): count for status, count in soaked.statuses(kind).items()})
+        got["200"] += soaked.errors(kind).total()
+    told = {code: int(soaked.gateway.metric("gateway_requests_total", model=model, code=code)) for code in got}
+    assert dict(got) == told
+    assert got.total() == soaked.gateway.metric("gateway_requests_total", model=model)
+
+
+def test_metrics_ledger_and_access_log_have_every_request_once(soaked: Soaked) -> None:
+    """Those of callers who left included; what the ledger could not take is in its drop counter."""
+    gateway, asked = soaked.gateway, sum(soaked.statuses(kind).total() + soaked.errors(kind).total() for kind in KINDS)
+    sent = asked + soaked.leavers
+    gateway.wait_until(lambda: gateway.metric("gateway_ledger_waiting") == 0, "the ledger to be written", CALM_S)
+    counted, attempts, written, dropped = (
+        int(gateway.metric(f"gateway_{name}_total"))
+        for name in ("requests", "attempts", "ledger_rows", "ledger_dropped")
+    )
+    with closing(sqlite3.connect(f"file:{gateway.data_dir / 'requests.db'}?mode=ro", uri=True)) as database:
+        rows, tried = database.execute("select count(*), sum(attempt_count) from requests").fetchone()
+    lines = len(gateway.access_log())
+    _say(
+        f"load tool {asked} and {soaked.leavers} who left, metrics {counted} requests and {attempts} attempts, "
+        f"ledger {rows} rows with {tried} attempts and {dropped} dropped, access log {lines} lines"
+    )
+    assert (sent, sent, sent, sent) == (counted, written + dropped, rows + dropped, lines)
+    assert dropped or attempts == tried
 
 
 def test_no_stream_to_extproc_is_left_behind(soaked: Soaked) -> None:

@@ -70,7 +70,7 @@ class NativeCompose:
             return
         for other in self.services[name].get("depends_on", {}):
             self.start(other)
-        with (self._folder / f"{name}.log").open("wb") as log:
+        with (self._folder / f"{name}.log").open("ab") as log:  # as a pipe: what opens /dev/stdout adds to it
             self._running[name] = subprocess.Popen(
                 self._command(name, self.services[name]["command"]), env=self._environ(name), stdout=log, stderr=log
             )

@@ -47,6 +47,7 @@ KINDS = {
     "QueryValue": "text",
     "SameTargetClasses": "list of: " + ", ".join(f"`{name}`" for name in SAME_TARGET_CLASSES),
     "Size": "size",
+    "AuthHeaderName": "header name",
     "StaticHeaderName": "header name",
     "StaticHeaderValue": "text",
     "Text": "text",

@@ -64,7 +64,7 @@ class Case:
     """One row: what the first provider does and everything that follows from it.
 
     `gets` has an element for each request that is sent, one after the other. `classes` are those of the first
-    request's failed attempts in the access log; what breaks after release is known to health only.
+    request's failed attempts.
     """
 
     name: str

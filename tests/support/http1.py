@@ -7,6 +7,7 @@ exception.
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import ssl
@@ -40,7 +41,8 @@ class Reply:
 
     @property
     def json(self) -> Any:
-        return orjson.loads(self.body)
+        encoded = self.header("content-encoding") == "gzip"
+        return orjson.loads(gzip.decompress(self.body) if encoded else self.body)
 
     @property
     def events(self) -> list[str]:

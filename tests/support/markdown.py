@@ -83,7 +83,7 @@ def run_pages() -> list[Path]:
         page
         for page in pages()
         if page.parent == ROOT / "docs"
-        and page.name not in owned_pages()
+        and f"docs/{page.name}" not in owned_pages()
         and any(block.is_commands and block.not_run is None for block in blocks(page))
     ]
 
@@ -92,7 +92,7 @@ def owned_pages() -> set[str]:
     """Return the pages that an end-to-end test of their own names in its first line."""
     tests = (ROOT / "tests" / "e2e").glob("test_*.py")
     heads = [path.read_text(encoding="utf-8").partition("\n")[0] for path in tests]
-    return {name for head in heads for name in re.findall(r"docs/([a-z-]+\.md)", head)}
+    return {name for head in heads for name in re.findall(r"docs/[a-z-]+\.md|README\.md", head)}
 
 
 def links(page: Path) -> list[str]:

@@ -433,14 +433,32 @@ def answer(
     return _fixed("answer", _whole(status, data, content_type, headers))
 
 
-def html_200() -> Behaviour:
+def html_200(content_type: str = "text/html; charset=utf-8") -> Behaviour:
     """Send a web page where JSON belongs, as a captive portal or a wrong base_url gives."""
-    return answer(200, "<!doctype html><html><body>Welcome</body></html>", content_type="text/html; charset=utf-8")
+    return answer(200, "<!doctype html><html><body>Welcome</body></html>", content_type=content_type)
 
 
-def empty_200(content_type: str | None = "application/json") -> Behaviour:
-    """200 with no body at all."""
+def empty_200(content_type: str | None = "application/json", *, chunked: bool = False) -> Behaviour:
+    """200 with no body at all; chunked, it does not say so in its head."""
+    if chunked:
+        return _fixed("empty_200", _head(200, content_type, None, None) + LAST_CHUNK)
     return answer(200, b"", content_type=content_type)
+
+
+def gzipped(behaviour: Behaviour) -> Behaviour:
+    """Compress the body of a whole answer although nobody asked for it."""
+
+    def play(seen: Seen) -> Played:
+        played = behaviour.play(seen)
+        if not isinstance(played, bytes):
+            raise TypeError("only a whole answer can be compressed")
+        head, _, body = played.partition(HEAD_END)
+        packed = gzip.compress(body)
+        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length:")]
+        lines += [b"content-encoding: gzip", b"content-length: %d" % len(packed)]
+        return b"\r\n".join(lines) + HEAD_END + packed
+
+    return Behaviour(f"{behaviour.name} gzipped", play)
 
 
 def gzip_answer(text: str = "hello", **options: Any) -> Behaviour:
@@ -548,9 +566,9 @@ def headers_then_silence(content_type: str = "text/event-stream", seconds: float
     return Behaviour("headers_then_silence", lambda _: steps)
 
 
-def reset() -> Behaviour:
-    """RST before any byte of an answer."""
-    return Behaviour("reset", lambda _: (Break.RST,))
+def reset(after_s: float = 0.0) -> Behaviour:
+    """RST before any byte of an answer, at once or after a silence."""
+    return Behaviour("reset", lambda _: (Pause(after_s), Break.RST) if after_s else (Break.RST,))
 
 
 def hang_up() -> Behaviour:
@@ -717,7 +735,7 @@ def mixed(share: float = 0.3, seed: int = 0, text: str = "hello", chunks: int = 
 
     Only streams are cut, and only a model whose name does not end in `-held` meets utter silence.
     """
-    draw, good, faults = random.Random(seed), ok(text, chunks=chunks), _faults(text, chunks)  # noqa: S311
+    draw, good, faults = random.Random(seed), ok(text, chunks=chunks), _faults(text, chunks)  # noqa: S311 - the same seed, the same faults
     kinds, weights = list(FAULT_WEIGHTS), list(FAULT_WEIGHTS.values())
 
     def play(seen: Seen) -> Played:

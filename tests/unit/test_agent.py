@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from extproc import agent
-from extproc.agent import HEARTBEAT_S, KEYS_S, UPLOAD_LIMIT_S, Agent
+from extproc.agent import HEARTBEAT_S, KEYS_S, RETRY_S, UPLOAD_LIMIT_S, Agent
 from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.gateway import Gateway
 from extproc.core.health import HealthEngine
@@ -87,6 +87,7 @@ class Diary(EnvoyFiles):
         self.invalid: set[int] = set()
         self.rejected: set[int] = set()
         self.away = False
+        self.full = False
         self.serves = False
         self.takes_first = True
         self.keys: list[dict[str, Any]] = []
@@ -100,15 +101,22 @@ class Diary(EnvoyFiles):
             raise Refused(f"no such filter in {number_of(rendered)}")
 
     def write_secrets(self, documents: Mapping[str, Any]) -> None:
+        self._need_room()
         self.keys.append(dict(documents))
 
     def keep_secrets(self, live: Iterable[Rendered]) -> None:
         self.kept_keys = [number_of(rendered) for rendered in live]
 
+    def _need_room(self) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device", "cds.json")
+
     def write_first(self, rendered: Rendered) -> None:
+        self._need_room()
         self.lines.append(("first", number_of(rendered)))
 
     async def move(self, old: Rendered, new: Rendered) -> None:
+        self._need_room()
         self.on_move()
         self.lines.append(("move", names(old), names(new)))
         if self.away:
@@ -117,6 +125,7 @@ class Diary(EnvoyFiles):
             raise Refused(f"rejected {number_of(new)}")
 
     def retire(self, live: Iterable[Rendered]) -> None:
+        self._need_room()
         self.retired.append(list(live))
         self.lines.append(("retire", *map(number_of, self.retired[-1])))
 
@@ -164,7 +173,7 @@ class World:
         return Rendered(
             bootstrap={"n": number},
             cds=[{"name": f"{provider}-{number}"} for provider in sorted(snapshot.providers)],
-            rds={},
+            rds={"virtual_hosts": [{"routes": [{"name": "no-plan"}]}]},
             lds=[],
             sds=sds,
             clusters={(name, "default"): f"{name}-{number}" for name in snapshot.providers},
@@ -683,6 +692,71 @@ def test_no_key_is_kept_once_it_is_in_its_file(running: World) -> None:
 
     ((kept,),) = running.files.retired
     assert {"a.json": {}} == kept.sds
+
+
+# -- a disk without room
+
+
+def test_a_version_that_the_disk_has_no_room_for_waits_and_is_not_refused(running: World) -> None:
+    running.files.full = True
+    running.publish(written(2))
+    assert (1, []) == (running.active, running.store.told)
+    assert "files cannot be kept up: cds.json: No space left on device" == running.agent.report.error
+
+    running.files.full = False
+    running.now += RETRY_S
+    running.turns(2)
+    assert (2, [("applied", 2)]) == (running.active, running.store.told)
+    assert running.agent.report.error is None
+
+
+def test_a_full_disk_is_not_asked_again_at_every_turn(running: World) -> None:
+    running.files.full = True
+    running.publish(written(2))
+    running.turns(5)
+
+    assert [("validate", 2)] == running.files.lines
+
+
+def test_old_clusters_that_cannot_be_retired_are_retired_later(running: World) -> None:
+    running.publish(written(2))
+    running.files.full = True
+    running.now += UPLOAD_LIMIT_S + DEADLINE_S + HEARTBEAT_S + 1
+    running.turns(2)
+    assert (2, []) == (running.active, running.files.retired)
+
+    running.files.full = False
+    running.turns(2)
+    assert 1 == len(running.files.retired)
+
+
+def test_a_key_that_cannot_be_written_is_written_later(running: World) -> None:
+    running.environ["a"] = "sk-second"
+    running.files.full = True
+    running.now += KEYS_S
+    running.turns(2)
+    assert (1, []) == (running.active, running.files.keys)
+
+    running.files.full = False
+    running.now += KEYS_S
+    running.turns(2)
+    assert [{"a.json": {"key": "sk-second"}}] == running.files.keys
+
+
+def test_a_restart_with_a_full_disk_goes_on_with_the_files_that_are_there(running: World) -> None:
+    running.files.full = running.files.serves = True
+    running.agent = running.restarted()
+
+    assert True is running.boot()
+    assert 1 == running.active
+
+
+def test_a_first_start_with_a_full_disk_fails_and_says_why(world: World) -> None:
+    world.store.versions.append(written(1))
+    world.files.full = True
+
+    assert False is world.boot()
+    assert "No space left on device" in (world.agent.report.error or "")
 
 
 # -- keys

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pytest
 
+from extproc import envoy_admin
 from extproc.checks import check_provider, cluster_of, passes
 from extproc.config.snapshot import HealthCheck
 from extproc.core.gateway import Active, Gateway
@@ -58,15 +59,27 @@ def test_only_a_2xx_passes(tmp_path: Path, status: int, expected: bool) -> None:
 
 def test_a_check_asks_for_its_path_at_its_cluster(tmp_path: Path) -> None:
     answers = Answers(200)
-    passed(tmp_path, answers)
+    passed(tmp_path, answers, replace(CHECK, path="/up"))
 
     (head,) = answers.heads
-    assert head.startswith("GET /health HTTP/1.1\r\n")
+    assert head.startswith("GET /up HTTP/1.1\r\n")
     assert "\r\nx-gateway-check-cluster: a-cluster\r\n" in head
 
 
 def test_a_provider_that_is_silent_for_the_timeout_fails(tmp_path: Path) -> None:
     assert False is passed(tmp_path, Answers(None), replace(CHECK, timeout_s=0.01))
+
+
+def test_a_check_may_take_as_long_as_the_config_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    async def silent(socket: Path, path: str, timeout_s: float, headers: object) -> None:
+        given.append(timeout_s)
+        raise envoy_admin.AdminError("silent")
+
+    monkeypatch.setattr(envoy_admin, "get", silent)
+    assert False is asyncio.run(passes(replace(CHECK, timeout_s=0.7), tmp_path / "none", "a-cluster"))
+    assert [0.7] == given
 
 
 def test_an_answer_that_cannot_be_read_fails(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from configctl.store import Store
 from extproc import __version__, cli
 from extproc.config.errors import ConfigError, ConfigErrors
 from extproc.data_dir import DataDir
-from extproc.settings import Address, RenderSettings, ServeSettings, StartError, UpSettings, parse_address
+from extproc.settings import Address, AdminListen, RenderSettings, ServeSettings, StartError, UpSettings, parse_address
 from extproc.versions import Report
+from tests.support.certs import Authority
 
 CONFIG = """\
 schema: 1
@@ -79,7 +80,7 @@ def test_every_flag_of_up_reaches_its_setting(stand_in: Callable[..., None]) -> 
 
     assert isinstance(settings, UpSettings)
     assert (settings.config, settings.data_dir) == (None, Path("d"))
-    assert (settings.listen, settings.metrics_listen) == (Address("0.0.0.0", 1), Address("::1", 2))  # noqa: S104
+    assert (settings.listen, settings.metrics_listen) == (Address("0.0.0.0", 1), Address("::1", 2))  # noqa: S104 - only parsed
     assert (settings.envoy, settings.concurrency, settings.drain_s) == ("/e", 3, 90.0)
     assert settings.store == "sqlite:////s.db"
 
@@ -192,6 +193,43 @@ def first_author(data_dir: str) -> str | None:
     with Store.open(f"sqlite:///{DataDir(Path(data_dir)).store_db}") as store:
         version = store.active()
     return version.author if version else None
+
+
+def _admin_files(folder: Path) -> list[str]:
+    """Make what the admin API needs over TCP, and return the flags that name it."""
+    authority = Authority(folder / "ca")
+    own = authority.sign("gateway", "IP:127.0.0.1")
+    return ["--admin-cert", str(own.cert), "--admin-key", str(own.key), "--admin-client-ca", str(authority.cert)]
+
+
+@pytest.mark.parametrize("verb", ["up", "serve"])
+def test_the_admin_api_listens_on_tcp_where_flags_or_environment_say_so(
+    stand_in: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
+) -> None:
+    module = {"up": "supervisor", "serve": "serve"}[verb]
+    monkeypatch.setenv("GATEWAY_SUPERVISED", "1")
+    flags = [*_admin_files(tmp_path), "--admin-listen", "127.0.0.1:18083"]
+    admin = AdminListen(Address("127.0.0.1", 18083), *map(Path, flags[1:6:2]))
+
+    assert (None, admin) == (
+        asked(stand_in, module, [verb]).admin,
+        asked(stand_in, module, [verb, *flags]).admin,
+    )
+    for flag, value in zip(flags[::2], flags[1::2], strict=True):
+        monkeypatch.setenv(f"GATEWAY_{flag[2:].upper().replace('-', '_')}", value)
+    assert admin == asked(stand_in, module, [verb]).admin
+
+
+@pytest.mark.parametrize("left_out", ["--admin-listen", "--admin-cert", "--admin-key", "--admin-client-ca"])
+def test_the_admin_api_is_never_on_tcp_without_certificates(
+    stand_in: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path, left_out: str
+) -> None:
+    stand_in("supervisor", "run_up", lambda *_: pytest.fail("up was started"))
+    flags = [*_admin_files(tmp_path), "--admin-listen", "127.0.0.1:18083"]
+    at = flags.index(left_out)
+
+    assert 1 == cli.main(["up", *flags[:at], *flags[at + 2 :]])
+    assert capsys.readouterr().err.startswith("The admin API over TCP needs --admin-listen, --admin-cert, --admin-key")
 
 
 def test_the_transport_is_fast_unless_the_environment_or_a_flag_says_otherwise(

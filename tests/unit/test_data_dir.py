@@ -16,12 +16,19 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_everything_that_holds_secrets_or_sockets_is_private(tmp_path: Path) -> None:
+def test_every_directory_that_is_made_is_private(tmp_path: Path) -> None:
+    """All of them, whatever the umask: the root, and every one below."""
     data_dir = DataDir(tmp_path / "new" / "gateway")
 
-    data_dir.create()
+    before = os.umask(0)
+    try:
+        data_dir.create()
+    finally:
+        os.umask(before)
 
-    assert [0o700, 0o700, 0o700] == [mode_of(path) for path in (data_dir.root, data_dir.run, data_dir.sds)]
+    made = [path for path in data_dir.root.rglob("*") if path.is_dir()]
+    assert {data_dir.run, data_dir.envoy, data_dir.sds, data_dir.logs} == set(made)
+    assert {0o700} == {mode_of(path) for path in (data_dir.root, *made)}
 
 
 def test_an_existing_open_key_directory_is_closed(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import pytest
 
 from extproc import envoy_files
 from extproc.data_dir import DataDir
+from extproc.envoy_config.files import write_json
 from extproc.envoy_config.render import Rendered
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
 from extproc.render import envoy_paths
 
 Result = TypeVar("Result")
 
+NO_PLAN = {"name": "no-plan"}
 CDS, RDS, LDS = "cluster_manager.cds", "http.gateway.rds.gateway", "listener_manager.lds"
 
 
@@ -28,7 +30,7 @@ def version(number: int, *clusters: str, keys: tuple[str, ...] = ("p.json",)) ->
     return Rendered(
         bootstrap={"n": number, "static_resources": {"clusters": []}},
         cds=[{"name": name, "n": number} for name in clusters or (f"p-{number}",)],
-        rds={"name": "gateway", "n": number},
+        rds={"name": "gateway", "n": number, "virtual_hosts": [{"routes": [{"name": f"r-{number}"}, NO_PLAN]}]},
         lds=[{"name": "gateway", "n": number}],
         sds={name: {"key": f"sk-{number}"} for name in keys},
         clusters={},
@@ -115,6 +117,10 @@ class Place:
 
     def moved(self, envoy: FakeEnvoy, old: Rendered, new: Rendered) -> None:
         self.with_envoy(envoy, lambda: self.files.move(old, new))
+
+    def routes(self) -> list[str]:
+        (configuration,) = self.resources(self.data_dir.rds)
+        return [route["name"] for route in configuration["virtual_hosts"][0]["routes"]]
 
     def resources(self, path: Path) -> list[Any]:
         return list(orjson.loads(path.read_bytes())["resources"])
@@ -228,6 +234,15 @@ def test_the_clusters_of_both_versions_are_there(place: Place) -> None:
     place.moved(FakeEnvoy(place), version(1, "both", "old"), version(2, "both", "new"))
 
     assert ["both", "new", "old"] == place.clusters()
+
+
+def test_the_routes_of_both_versions_are_there_until_the_old_one_retires(place: Place) -> None:
+    place.files.write_first(version(1))
+    place.moved(FakeEnvoy(place), version(1), version(2))
+    assert ["r-2", "r-1", "no-plan"] == place.routes()
+
+    place.files.retire([version(2)])
+    assert ["r-2", "no-plan"] == place.routes()
 
 
 def test_of_a_cluster_in_both_versions_the_new_form_counts(place: Place) -> None:
@@ -356,6 +371,21 @@ def test_an_envoy_that_dies_on_the_way_finds_the_old_files_again(place: Place) -
     assert ["p-1"] == place.clusters()
 
 
+def test_a_disk_that_fails_on_the_way_leaves_the_old_files(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.files.write_first(version(1))
+
+    def full(path: Path, document: dict[str, Any]) -> None:
+        if path == place.data_dir.lds:
+            raise OSError(28, "No space left on device", str(path))
+        write_json(path, document)
+
+    monkeypatch.setattr(envoy_files, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        place.moved(FakeEnvoy(place), version(1), version(2))
+
+    assert (["p-1"], ["r-1", "no-plan"]) == (place.clusters(), place.routes())
+
+
 # -- what no request needs any more
 
 
@@ -425,6 +455,17 @@ def test_the_keys_are_written_before_the_binary_is_asked(tmp_path: Path) -> None
     asyncio.run(asked.files.validate(version(1)))
 
     assert ["p.json"] == place.keys()
+
+
+def test_the_binary_that_is_asked_knows_no_key(tmp_path: Path) -> None:
+    """What runs beside us may be read by others of this user."""
+    script = 'test "$PATH" = /usr/bin:/bin && test -z "$OPENAI_API_KEY"'
+    place = Place(tmp_path)
+    environ = {"PATH": "/usr/bin:/bin", "OPENAI_API_KEY": "sk-planted"}
+    envoy = binary(tmp_path / "fake-envoy", script)
+    asked = EnvoyFiles(place.data_dir, envoy_paths(place.data_dir, {}), envoy, environ)
+
+    asyncio.run(asked.validate(version(1)))
 
 
 def test_the_binary_s_words_are_told_without_the_place_of_the_file(tmp_path: Path) -> None:

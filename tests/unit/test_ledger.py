@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 
 from extproc import ledger as ledger_module
+from extproc.config.compile import compile_snapshot
 from extproc.core.story import Story
-from extproc.ledger import BATCH_ROWS, QUEUE_ROWS, Ledger, LedgerBounds, prune
+from extproc.ledger import BATCH_ROWS, QUEUE_ROWS, Ledger, LedgerBounds, bounds_of, prune
 from extproc.ledger_file import open_ledger, row_of
 from extproc.ledger_reader import LedgerReader, Query
 from tests.support.stories import FIRST, NOW, Scene, served
+from tests.unit.config.build import SMALL, load
 
 BOUNDS = LedgerBounds(1_000_000, 1e9)
 Start = Callable[..., Ledger]
@@ -74,6 +76,13 @@ def test_an_unknown_request_is_none(start: Start, story: Story) -> None:
     ledger = start()
     ledger.add(story)
     assert reader(ledger).find("other") is None
+
+
+def test_each_request_without_an_id_has_a_row(start: Start, story: Story) -> None:
+    ledger = start()
+    for _ in range(3):
+        ledger.add(replace(story, id=""))
+    assert ["", "", ""] == ids(reader(ledger))
 
 
 def test_the_file_is_private(start: Start, story: Story) -> None:
@@ -139,6 +148,23 @@ def test_keeps_nothing_older_than_allowed(start: Start, story: Story) -> None:
     with closing(open_ledger(ledger.path)) as database:
         prune(database, LedgerBounds(10, 50.0), NOW)
     assert ["new"] == ids(found)
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [({}, ["3", "2", "1", "0"]), ({"max_rows": 2}, ["3", "2"]), ({"max_age": "150s"}, ["3", "2", "1"])],
+)
+def test_keeps_as_much_as_the_config_says(
+    start: Start, story: Story, section: dict[str, Any], expected: list[str]
+) -> None:
+    ledger = start()
+    for number in range(4):
+        ledger.add(replace(story, id=str(number), arrived=NOW - 200 + 51 * number))
+    found = reader(ledger)
+    config = SMALL | {"telemetry": {"ledger": section}}
+    with closing(open_ledger(ledger.path)) as database:
+        prune(database, bounds_of(compile_snapshot(load(config), 1).telemetry), NOW)
+    assert expected == ids(found)
 
 
 def test_prunes_by_itself(start: Start, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:

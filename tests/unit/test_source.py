@@ -6,7 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -19,7 +19,7 @@ from extproc.config.compile import canonical_json, digest
 from extproc.config.errors import ConfigErrors
 from extproc.config.load import load_config
 from extproc.settings import StartError
-from extproc.versions import Report, Wanted
+from extproc.versions import HealthOrder, Report, Wanted
 
 ONE = """\
 schema: 1
@@ -322,11 +322,49 @@ def test_an_instance_makes_no_store_where_there_is_none(place: Place) -> None:
     assert not (place.root / "store.db").exists()
 
 
+ORDER = HealthOrder(
+    id="f00",
+    at=1.5,
+    act="health_down",
+    actor="ann",
+    named_by="certificate",
+    subject="openai",
+    reason="their incident",
+    expires_at=3600.0,
+    refused=None,
+)
+
+
+@pytest.mark.parametrize(("refused", "outcome"), [(None, "done"), ("there is no such target", "refused")])
+def test_an_order_is_an_entry_of_the_audit_that_names_this_instance(
+    place: Place, refused: str | None, outcome: str
+) -> None:
+    place.make_store()
+    source = StoreSource(place.url, "one")
+    for _ in range(2):
+        source.ordered(replace(ORDER, refused=refused))
+
+    with Store.open(place.url) as store:
+        (entry,) = store.audit_entries()
+    assert ("health_down", "ann", 1.5, refused is not None) == (entry.act, entry.actor, entry.at, bool(entry.refused))
+    assert {
+        "gateway": "one",
+        "id": "f00",
+        "named_by": "certificate",
+        "subject": "openai",
+        "message": "their incident",
+        "expires_at": "1970-01-01T01:00:00+00:00",
+        "outcome": outcome,
+        "reason": refused,
+    } == entry.details
+
+
 CALLS: list[Callable[[StoreSource], object]] = [
     lambda source: source.wanted(),
     lambda source: source.report(Report(1, 1)),
     lambda source: source.applied(1),
     lambda source: source.refused(1, "no"),
+    lambda source: source.ordered(ORDER),
 ]
 
 

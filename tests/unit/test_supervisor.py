@@ -19,10 +19,11 @@ from extproc.child import Child
 from extproc.config.errors import ConfigErrors
 from extproc.config.snapshot import Snapshot
 from extproc.data_dir import DataDir
+from extproc.envoy_binary import envoy_environ
 from extproc.preflight import claim_port, load_snapshot
 from extproc.restart import Backoff
-from extproc.settings import Address, StartError, UpSettings
-from extproc.supervisor import Supervisor, envoy_argv, envoy_environ, serve_argv, serve_environ
+from extproc.settings import Address, AdminListen, StartError, UpSettings
+from extproc.supervisor import Supervisor, envoy_argv, serve_argv, serve_environ
 
 Act = Callable[[Supervisor], Coroutine[Any, Any, None]]
 
@@ -354,6 +355,14 @@ def test_the_word_serve_is_in_the_childs_command(tmp_path: Path) -> None:
     assert argv[1:4] == ["-m", "extproc", "serve"]
     assert argv[4:6] == ["--data-dir", f"{tmp_path}/data"]
     assert argv[6:] == ["--listen", "127.0.0.1:18080", "--metrics-listen", "127.0.0.1:18082", "--transport", "fast"]
+
+
+def test_serve_is_told_where_the_admin_api_listens(tmp_path: Path) -> None:
+    admin = AdminListen(Address("127.0.0.1", 18083), Path("/c"), Path("/k"), Path("/a"))
+    argv = serve_argv(settings(tmp_path, admin=admin), LOOPBACK, LOOPBACK)
+
+    assert argv[-8:-4] == ["--admin-listen", "127.0.0.1:18083", "--admin-cert", "/c"]
+    assert argv[-4:] == ["--admin-key", "/k", "--admin-client-ca", "/a"]
 
 
 def test_serve_takes_its_version_from_the_store_and_not_from_the_file(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from extproc.core.exchange import Close, Part, Pass, Respond
+from extproc.core.exchange import Close, Part, Pass, RequestHeaders, Respond
 from extproc.core.health_state import State, Transition
 from extproc.core.outcome import ErrorClass, Failure
 from extproc.telemetry import TimedExchange
-from tests.support.stories import FIRST, NOW, SECOND, THIRD, Scene, served
+from tests.support.stories import CONFIG, FIRST, NOW, SECOND, THIRD, Scene, served
 
 
 @pytest.fixture
@@ -72,6 +72,19 @@ def test_a_name_that_nobody_configured_makes_no_series(scene: Scene) -> None:
     told = served(model="invented", mode="strange") | {"model": "invented-7", "served_by": "evil/x"}
     scene.request_ends("r", 999, told=told)
     assert 1.0 == requests(scene, model="other", served_model="none", provider="none", route_mode="none", code="other")
+
+
+def test_a_request_counts_for_its_client() -> None:
+    """Names are the config's own; `none` is a caller without one."""
+    digest = "0" * 64
+    known = Scene({**CONFIG, "clients": [{"name": "team-a", "token_sha256": digest}]})
+    for number, name in enumerate(("team-a", "team-a", "gone", "")):
+        known.request_ends(f"r{number}", 200 if number else 429, attempts=0, told=served(client=name))
+    found = [
+        known.metric("gateway_client_requests_total", client=client, code=code)
+        for client, code in (("team-a", "429"), ("team-a", "200"), ("other", "200"), ("none", "200"))
+    ]
+    assert [1.0, 1.0, 1.0, 1.0] == found
 
 
 def test_names_behind_a_glob_share_a_series(scene: Scene) -> None:
@@ -176,3 +189,16 @@ def test_the_time_of_a_decision_is_told_once_with_its_answer() -> None:
     assert [] == told
     exchange.handle(object(), NOW)  # type: ignore[arg-type]
     assert 1 == len(told)
+
+
+@pytest.mark.parametrize(
+    ("path", "times"),
+    [("/readyz", 0), ("/healthz?x=1", 0), ("/v1/models", 0), ("/v1/models/big", 0), ("/v1/chat/completions", 1)],
+)
+def test_only_requests_have_a_decision_time(path: str, times: int) -> None:
+    """Probes and the model list would drown them."""
+    told: list[float] = []
+    exchange = TimedExchange(_Scripted(), told.append)
+    exchange.handle(RequestHeaders({":path": path}, end_of_stream=True), NOW)
+    exchange.handle(object(), NOW)  # type: ignore[arg-type]
+    assert times == len(told)

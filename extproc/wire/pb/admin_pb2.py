@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65xtproc/wire/pb/admin.proto\x12\ngateway.v1\"\x0f\n\rStatusRequest\"\x97\x02\n\x0bStatusReply\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x12\n\nstarted_at\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x16\n\x0ewanted_version\x18\x05 \x01(\x04\x12\x17\n\x0f\x61pplied_version\x18\x06 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x12\n\napplied_at\x18\x08 \x01(\x01\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x15\n\rrequests_open\x18\n \x01(\x04\x12(\n\x06ledger\x18\x0b \x01(\x0b\x32\x18.gateway.v1.LedgerStatus\x12\x14\n\x0cmissing_keys\x18\x0c \x03(\t\"A\n\x0cLedgerStatus\x12\x0f\n\x07written\x18\x01 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\x0f\n\x07waiting\x18\x03 \x01(\x04\"\x13\n\x11ListHealthRequest\"6\n\x0fListHealthReply\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.gateway.v1.HealthRow\"\xc1\x01\n\tHealthRow\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x13\n\x0bis_provider\x18\x02 \x01(\x08\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08\x65ligible\x18\x04 \x01(\x08\x12\r\n\x05share\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\x05until\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06streak\x18\x08 \x01(\r\x12 \n\x05order\x18\t \x01(\x0b\x32\x11.gateway.v1.OrderB\x08\n\x06_until\"\\\n\x05Order\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\nexpires_at\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_expires_at\"\x98\x01\n\x10SetHealthRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12(\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x18.gateway.v1.HealthAction\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x19\n\x0c\x65xpires_in_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_expires_in_s\"\xa9\x01\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x08\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\x12\x11\n\tserved_by\x18\x06 \x01(\t\x12\x13\n\x0b\x65rror_class\x18\x07 \x01(\t\x12\x12\n\x05since\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_since\"\xb3\x03\n\nRequestRow\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x03 \x01(\x01\x12\x0e\n\x06\x63lient\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06status\x18\x07 \x01(\r\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x12\n\nroute_mode\x18\t \x01(\t\x12\x11\n\tserved_by\x18\n \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\r\x12\x0f\n\x07\x63lasses\x18\x0c \x03(\t\x12\x18\n\x0b\x64uration_ms\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rfirst_byte_ms\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cinput_tokens\x18\x0f \x01(\x04H\x02\x88\x01\x01\x12\x1a\n\routput_tokens\x18\x10 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\x0e\x63onfig_version\x18\x11 \x01(\x04\x12\x10\n\x08\x65ndpoint\x18\x12 \x01(\tB\x0e\n\x0c_duration_msB\x10\n\x0e_first_byte_msB\x0f\n\r_input_tokensB\x10\n\x0e_output_tokens\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1c\n\x0c\x45xplainReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x14\n\x12GetSnapshotRequest\"A\n\x10GetSnapshotReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04json\x18\x03 \x01(\t*y\n\x0cHealthAction\x12\x1d\n\x19HEALTH_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13HEALTH_ACTION_DRAIN\x10\x01\x12\x16\n\x12HEALTH_ACTION_DOWN\x10\x02\x12\x19\n\x15HEALTH_ACTION_RESTORE\x10\x03\x32\xaa\x03\n\x05\x41\x64min\x12<\n\x06Status\x12\x19.gateway.v1.StatusRequest\x1a\x17.gateway.v1.StatusReply\x12H\n\nListHealth\x12\x1d.gateway.v1.ListHealthRequest\x1a\x1b.gateway.v1.ListHealthReply\x12@\n\tSetHealth\x12\x1c.gateway.v1.SetHealthRequest\x1a\x15.gateway.v1.HealthRow\x12I\n\x0cListRequests\x12\x1f.gateway.v1.ListRequestsRequest\x1a\x16.gateway.v1.RequestRow0\x01\x12?\n\x07\x45xplain\x12\x1a.gateway.v1.ExplainRequest\x1a\x18.gateway.v1.ExplainReply\x12K\n\x0bGetSnapshot\x12\x1e.gateway.v1.GetSnapshotRequest\x1a\x1c.gateway.v1.GetSnapshotReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65xtproc/wire/pb/admin.proto\x12\ngateway.v1\"\x0f\n\rStatusRequest\"\x97\x02\n\x0bStatusReply\x12\x18\n\x10software_version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x12\n\nstarted_at\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x16\n\x0ewanted_version\x18\x05 \x01(\x04\x12\x17\n\x0f\x61pplied_version\x18\x06 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x07 \x01(\t\x12\x12\n\napplied_at\x18\x08 \x01(\x01\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x15\n\rrequests_open\x18\n \x01(\x04\x12(\n\x06ledger\x18\x0b \x01(\x0b\x32\x18.gateway.v1.LedgerStatus\x12\x14\n\x0cmissing_keys\x18\x0c \x03(\t\"A\n\x0cLedgerStatus\x12\x0f\n\x07written\x18\x01 \x01(\x04\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\x0f\n\x07waiting\x18\x03 \x01(\x04\"\x13\n\x11ListHealthRequest\"6\n\x0fListHealthReply\x12#\n\x04rows\x18\x01 \x03(\x0b\x32\x15.gateway.v1.HealthRow\"\xe5\x01\n\tHealthRow\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x13\n\x0bis_provider\x18\x02 \x01(\x08\x12\r\n\x05state\x18\x03 \x01(\t\x12\x10\n\x08\x65ligible\x18\x04 \x01(\x08\x12\r\n\x05share\x18\x05 \x01(\x01\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x12\n\x05until\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06streak\x18\x08 \x01(\r\x12 \n\x05order\x18\t \x01(\x0b\x32\x11.gateway.v1.Order\x12\x15\n\x08in_audit\x18\n \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_untilB\x0b\n\t_in_audit\"\\\n\x05Order\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\nexpires_at\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_expires_at\"\x98\x01\n\x10SetHealthRequest\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12(\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x18.gateway.v1.HealthAction\x12\r\n\x05owner\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x19\n\x0c\x65xpires_in_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x0f\n\r_expires_in_s\"\xa9\x01\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x08\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06\x63lient\x18\x05 \x01(\t\x12\x11\n\tserved_by\x18\x06 \x01(\t\x12\x13\n\x0b\x65rror_class\x18\x07 \x01(\t\x12\x12\n\x05since\x18\x08 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_since\"\xb3\x03\n\nRequestRow\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x03 \x01(\x01\x12\x0e\n\x06\x63lient\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06status\x18\x07 \x01(\r\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x12\n\nroute_mode\x18\t \x01(\t\x12\x11\n\tserved_by\x18\n \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0b \x01(\r\x12\x0f\n\x07\x63lasses\x18\x0c \x03(\t\x12\x18\n\x0b\x64uration_ms\x18\r \x01(\x01H\x00\x88\x01\x01\x12\x1a\n\rfirst_byte_ms\x18\x0e \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x0cinput_tokens\x18\x0f \x01(\x04H\x02\x88\x01\x01\x12\x1a\n\routput_tokens\x18\x10 \x01(\x04H\x03\x88\x01\x01\x12\x16\n\x0e\x63onfig_version\x18\x11 \x01(\x04\x12\x10\n\x08\x65ndpoint\x18\x12 \x01(\tB\x0e\n\x0c_duration_msB\x10\n\x0e_first_byte_msB\x0f\n\r_input_tokensB\x10\n\x0e_output_tokens\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1c\n\x0c\x45xplainReply\x12\x0c\n\x04json\x18\x01 \x01(\t\"\x14\n\x12GetSnapshotRequest\"A\n\x10GetSnapshotReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04json\x18\x03 \x01(\t*y\n\x0cHealthAction\x12\x1d\n\x19HEALTH_ACTION_UNSPECIFIED\x10\x00\x12\x17\n\x13HEALTH_ACTION_DRAIN\x10\x01\x12\x16\n\x12HEALTH_ACTION_DOWN\x10\x02\x12\x19\n\x15HEALTH_ACTION_RESTORE\x10\x03\x32\xaa\x03\n\x05\x41\x64min\x12<\n\x06Status\x12\x19.gateway.v1.StatusRequest\x1a\x17.gateway.v1.StatusReply\x12H\n\nListHealth\x12\x1d.gateway.v1.ListHealthRequest\x1a\x1b.gateway.v1.ListHealthReply\x12@\n\tSetHealth\x12\x1c.gateway.v1.SetHealthRequest\x1a\x15.gateway.v1.HealthRow\x12I\n\x0cListRequests\x12\x1f.gateway.v1.ListRequestsRequest\x1a\x16.gateway.v1.RequestRow0\x01\x12?\n\x07\x45xplain\x12\x1a.gateway.v1.ExplainRequest\x1a\x18.gateway.v1.ExplainReply\x12K\n\x0bGetSnapshot\x12\x1e.gateway.v1.GetSnapshotRequest\x1a\x1c.gateway.v1.GetSnapshotReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'extproc.wire.pb.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HEALTHACTION']._serialized_start=1698
-  _globals['_HEALTHACTION']._serialized_end=1819
+  _globals['_HEALTHACTION']._serialized_start=1734
+  _globals['_HEALTHACTION']._serialized_end=1855
   _globals['_STATUSREQUEST']._serialized_start=43
   _globals['_STATUSREQUEST']._serialized_end=58
   _globals['_STATUSREPLY']._serialized_start=61
@@ -44,23 +44,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTHEALTHREPLY']._serialized_start=430
   _globals['_LISTHEALTHREPLY']._serialized_end=484
   _globals['_HEALTHROW']._serialized_start=487
-  _globals['_HEALTHROW']._serialized_end=680
-  _globals['_ORDER']._serialized_start=682
-  _globals['_ORDER']._serialized_end=774
-  _globals['_SETHEALTHREQUEST']._serialized_start=777
-  _globals['_SETHEALTHREQUEST']._serialized_end=929
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=932
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=1101
-  _globals['_REQUESTROW']._serialized_start=1104
-  _globals['_REQUESTROW']._serialized_end=1539
-  _globals['_EXPLAINREQUEST']._serialized_start=1541
-  _globals['_EXPLAINREQUEST']._serialized_end=1577
-  _globals['_EXPLAINREPLY']._serialized_start=1579
-  _globals['_EXPLAINREPLY']._serialized_end=1607
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=1609
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=1629
-  _globals['_GETSNAPSHOTREPLY']._serialized_start=1631
-  _globals['_GETSNAPSHOTREPLY']._serialized_end=1696
-  _globals['_ADMIN']._serialized_start=1822
-  _globals['_ADMIN']._serialized_end=2248
+  _globals['_HEALTHROW']._serialized_end=716
+  _globals['_ORDER']._serialized_start=718
+  _globals['_ORDER']._serialized_end=810
+  _globals['_SETHEALTHREQUEST']._serialized_start=813
+  _globals['_SETHEALTHREQUEST']._serialized_end=965
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=968
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=1137
+  _globals['_REQUESTROW']._serialized_start=1140
+  _globals['_REQUESTROW']._serialized_end=1575
+  _globals['_EXPLAINREQUEST']._serialized_start=1577
+  _globals['_EXPLAINREQUEST']._serialized_end=1613
+  _globals['_EXPLAINREPLY']._serialized_start=1615
+  _globals['_EXPLAINREPLY']._serialized_end=1643
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=1645
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=1665
+  _globals['_GETSNAPSHOTREPLY']._serialized_start=1667
+  _globals['_GETSNAPSHOTREPLY']._serialized_end=1732
+  _globals['_ADMIN']._serialized_start=1858
+  _globals['_ADMIN']._serialized_end=2284
 # @@protoc_insertion_point(module_scope)

@@ -71,7 +71,7 @@ class ListHealthReply(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[_Union[HealthRow, _Mapping]]] = ...) -> None: ...
 
 class HealthRow(_message.Message):
-    __slots__ = ("subject", "is_provider", "state", "eligible", "share", "reason", "until", "streak", "order")
+    __slots__ = ("subject", "is_provider", "state", "eligible", "share", "reason", "until", "streak", "order", "in_audit")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     IS_PROVIDER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class HealthRow(_message.Message):
     UNTIL_FIELD_NUMBER: _ClassVar[int]
     STREAK_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
+    IN_AUDIT_FIELD_NUMBER: _ClassVar[int]
     subject: str
     is_provider: bool
     state: str
@@ -90,7 +91,8 @@ class HealthRow(_message.Message):
     until: float
     streak: int
     order: Order
-    def __init__(self, subject: _Optional[str] = ..., is_provider: _Optional[bool] = ..., state: _Optional[str] = ..., eligible: _Optional[bool] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ..., until: _Optional[float] = ..., streak: _Optional[int] = ..., order: _Optional[_Union[Order, _Mapping]] = ...) -> None: ...
+    in_audit: bool
+    def __init__(self, subject: _Optional[str] = ..., is_provider: _Optional[bool] = ..., state: _Optional[str] = ..., eligible: _Optional[bool] = ..., share: _Optional[float] = ..., reason: _Optional[str] = ..., until: _Optional[float] = ..., streak: _Optional[int] = ..., order: _Optional[_Union[Order, _Mapping]] = ..., in_audit: _Optional[bool] = ...) -> None: ...
 
 class Order(_message.Message):
     __slots__ = ("kind", "owner", "reason", "expires_at")

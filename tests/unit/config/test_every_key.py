@@ -1,13 +1,15 @@
-"""Every key of the file reaches the snapshot, and every key whose behaviour is still to come is named.
+"""Every key of the file reaches the snapshot, and has a test that proves what it does.
 
-`PENDING` is the honest list: a key that is parsed, compiled and not yet acted upon. A key leaves it together
-with the test that proves its effect.
+`PROOFS` names that test for each key. Here only the two ends are checked: that no key is without one, and that the one
+it names is there.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -29,39 +31,125 @@ REFUSED = {
 }
 """Keys that have one value, or none."""
 
-PENDING = {
-    "providers.*.error_codes": "the classification table comes with failure semantics",
-    "providers.*.health_check.path": "active checks come with the health engine",
-    "providers.*.health_check.interval": "active checks come with the health engine",
-    "providers.*.health_check.timeout": "active checks come with the health engine",
-    "models.*.context_fallback": "comes with failure semantics",
-    "models.*.affinity.header": "comes with session affinity",
-    "models.*.affinity.body": "comes with session affinity",
-    "models.*.affinity.ttl": "comes with session affinity",
-    "policies.*.stream_guard": "comes with the stream guard",
-    "policies.*.same_target.max": "comes with retries at the same target",
-    "policies.*.same_target.on": "comes with retries at the same target",
-    "policies.*.same_target.backoff": "comes with retries at the same target",
-    "policies.*.same_target.max_backoff": "comes with retries at the same target",
-    "policies.*.same_target.retry_after_up_to": "comes with retries at the same target",
-    "policies.*.same_target.only_if_faster_than": "comes with retries at the same target",
-    "policies.*.cooldown.factor": "comes with the health engine",
-    "policies.*.cooldown.max": "comes with the health engine",
-    "policies.*.cooldown.jitter": "comes with the health engine",
-    "policies.*.cooldown.consecutive": "comes with the health engine",
-    "policies.*.cooldown.failure_ratio": "comes with the health engine",
-    "policies.*.cooldown.window": "comes with the health engine",
-    "policies.*.cooldown.min_requests": "comes with the health engine",
-    "policies.*.cooldown.quota": "comes with the health engine",
-    "policies.*.cooldown.cap": "comes with the health engine",
-    "policies.*.force_usage": "comes with token accounting",
-    "server.retry_budget": "comes with retry budgets",
-    "telemetry.ledger.max_rows": "comes with the ledger",
-    "telemetry.ledger.max_age": "comes with the ledger",
-    "telemetry.otlp.endpoint": "comes with tracing",
-    "telemetry.otlp.sample": "comes with tracing",
+TESTS = Path(__file__).parents[2]
+RULES = "unit/config/test_rules.py::test_a_broken_rule_is_the_one_thing_said"
+ROUTE = "unit/core/test_route.py::TestARequestThatCanBeServed"
+CLIENT_LIMITS = "unit/core/test_route.py::TestAClientBeyondItsLimits"
+PLAN = "unit/core/test_plan.py"
+HEALTH = "unit/core/test_health.py"
+RETRY = "unit/core/test_retry.py"
+SECRETS = "unit/envoy_config/test_secrets.py"
+CLUSTERS = "unit/envoy_config/test_clusters.py"
+ROUTES = "unit/envoy_config/test_routes.py::TestTimers"
+CHECKS = "unit/test_checks.py"
+PROOFS = {
+    "schema": RULES,
+    "providers.*.base_url": f"{ROUTE}::test_follows_the_base_url_and_the_static_query_of_its_target",
+    "providers.*.protocol": f"{PLAN}::TestTheProtocol::test_of_a_target_must_be_the_endpoint_s",
+    "providers.*.api_key.env": f"{SECRETS}::TestASecret::test_is_the_header_s_whole_value",
+    "providers.*.api_key.file": f"{SECRETS}::TestASecret::test_comes_from_a_file_as_well",
+    "providers.*.auth.header": (
+        f"{CLUSTERS}::TestTheUpstreamChain::test_injects_the_key_into_the_header_that_the_provider_names"
+    ),
+    "providers.*.auth.prefix": f"{SECRETS}::TestASecret::test_has_its_own_prefix",
+    "providers.*.headers": (f"{CLUSTERS}::TestTheUpstreamChain::test_sends_static_headers_and_asks_for_no_compression"),
+    "providers.*.query": f"{ROUTE}::test_follows_the_base_url_and_the_static_query_of_its_target",
+    "providers.*.error_codes": (
+        "unit/core/test_judge.py::TestAFailureThatAnotherTargetMayMend::test_is_understood_by_the_operator_s_own_codes"
+    ),
+    "providers.*.health_check.path": f"{CHECKS}::test_a_check_asks_for_its_path_at_its_cluster",
+    "providers.*.health_check.interval": f"{CHECKS}::test_a_changed_interval_holds_from_the_next_check_on",
+    "providers.*.health_check.timeout": f"{CHECKS}::test_a_check_may_take_as_long_as_the_config_says",
+    "providers.*.health_check.model": RULES,
+    "providers.*.health_check.daily_cap": RULES,
+    "providers.*.tls.ca_file": f"{CLUSTERS}::TestReachingAProvider::test_over_tls_uses_the_operator_s_files",
+    "providers.*.tls.client_cert_file": f"{CLUSTERS}::TestReachingAProvider::test_over_tls_uses_the_operator_s_files",
+    "providers.*.tls.client_key_file": f"{CLUSTERS}::TestReachingAProvider::test_over_tls_uses_the_operator_s_files",
+    "providers.*.allow_private_network": (
+        f"{CLUSTERS}::TestTheUpstreamChain::test_refuses_addresses_that_the_provider_may_not_have"
+    ),
+    "providers.*.limits.max_connections": (
+        f"{CLUSTERS}::TestLimits::test_follow_the_provider_and_never_run_out_of_retries"
+    ),
+    "providers.*.limits.max_pending": (
+        "unit/core/test_in_flight.py::test_an_account_is_full_with_its_connections_taken_and_its_queue_long_enough"
+    ),
+    "models.*.targets[].provider": f"{ROUTE}::test_has_a_step_for_each_attempt_with_cluster_path_and_mode",
+    "models.*.targets[].model": (
+        "unit/core/test_attempt.py::TestAnAttemptThatIsSent::test_names_its_own_model_at_its_own_path"
+    ),
+    "models.*.targets[].weight": f"{PLAN}::TestWeights::test_share_out_the_first_place",
+    "models.*.targets[].tier": f"{PLAN}::TestTheOrder::test_goes_by_tier_not_by_place_in_the_file",
+    "models.*.fallback": f"{PLAN}::TestTheOrder::test_puts_fallback_models_behind_the_model_s_own_targets",
+    "models.*.context_fallback": (
+        "unit/core/test_aftermath.py::TestALargerContext::test_is_looked_for_where_the_model_says"
+    ),
+    "models.*.context_window": "unit/config/test_lint.py::test_what_has_no_effect_is_found_at_its_path",
+    "models.*.affinity.header": (
+        "unit/core/test_affinity.py::TestWhatStandsForASession::test_is_in_whatever_header_or_field_the_model_names"
+    ),
+    "models.*.affinity.body": (
+        "unit/core/test_affinity.py::TestWhatStandsForASession::test_is_in_whatever_header_or_field_the_model_names"
+    ),
+    "models.*.affinity.ttl": "unit/core/test_gateway.py::TestASession::test_is_forgotten_after_its_time_to_live",
+    "models.*.policy": f"{ROUTE}::test_is_held_to_the_policy_that_its_model_names",
+    "policies.*.attempts": f"{ROUTE}::test_is_planned_no_further_than_its_policy_has_attempts",
+    "policies.*.deadline": "unit/core/test_aftermath.py::TestTheEnd::test_comes_when_the_deadline_has_passed",
+    "policies.*.max_duration": f"{ROUTES}::test_leave_the_whole_request_to_the_policy",
+    "policies.*.connect_timeout": (
+        f"{CLUSTERS}::TestWhichClustersThereAre::test_each_policy_goes_to_the_one_with_its_connect_timeout"
+    ),
+    "policies.*.first_byte_timeout": f"{ROUTES}::test_bound_the_silence_of_each_kind",
+    "policies.*.first_token_timeout": f"{ROUTES}::test_bound_the_silence_of_each_kind",
+    "policies.*.stream_idle_timeout": f"{ROUTES}::test_bound_the_silence_of_each_kind",
+    "policies.*.stream_guard": (
+        "e2e/test_stream_breaks.py::test_under_complete_a_stream_that_breaks_is_replaced_by_a_whole_one"
+    ),
+    "policies.*.same_target.max": f"{RETRY}::test_max_zero_never_tries_the_same_target_again",
+    "policies.*.same_target.on": f"{RETRY}::test_a_class_that_the_policy_does_not_list_is_not_tried_again",
+    "policies.*.same_target.backoff": f"{RETRY}::test_the_back_off_begins_where_the_policy_says",
+    "policies.*.same_target.max_backoff": f"{RETRY}::test_the_back_off_ends_where_the_policy_says",
+    "policies.*.same_target.retry_after_up_to": (
+        f"{RETRY}::test_a_retry_after_is_waited_for_as_long_as_the_policy_says"
+    ),
+    "policies.*.same_target.only_if_faster_than": f"{RETRY}::test_a_failure_is_slow_when_the_policy_says",
+    "policies.*.cooldown.base": "unit/core/test_gateway.py::TestPlans::test_know_when_a_target_can_serve_again",
+    "policies.*.cooldown.factor": f"{HEALTH}::test_cooldowns_grow_by_the_factor_that_the_policy_says",
+    "policies.*.cooldown.max": f"{HEALTH}::test_cooldowns_grow_up_to_the_maximum_that_the_policy_says",
+    "policies.*.cooldown.jitter": f"{HEALTH}::test_the_length_is_jittered_by_the_share_that_the_policy_says",
+    "policies.*.cooldown.consecutive": (
+        f"{HEALTH}::test_a_target_trips_after_as_many_failures_in_a_row_as_the_policy_says"
+    ),
+    "policies.*.cooldown.failure_ratio": (
+        f"{HEALTH}::test_a_target_trips_at_the_share_of_failures_that_the_policy_says"
+    ),
+    "policies.*.cooldown.window": f"{HEALTH}::test_failures_count_for_as_long_as_the_policy_says",
+    "policies.*.cooldown.min_requests": (f"{HEALTH}::test_a_share_counts_from_as_many_requests_as_the_policy_says"),
+    "policies.*.cooldown.quota": f"{HEALTH}::test_a_spent_quota_cools_as_long_as_the_policy_says",
+    "policies.*.cooldown.cap": f"{HEALTH}::test_a_told_time_is_capped",
+    "policies.*.when_all_down": f"{PLAN}::TestWhenAllAreDown::test_fail_offers_none_but_says_why",
+    "policies.*.force_usage": f"{ROUTE}::test_asks_for_the_usage_of_a_stream_only_where_the_policy_says_so",
+    "clients[].name": f"{ROUTE}::test_holds_the_client_s_name",
+    "clients[].token_sha256": "unit/core/test_clients.py::test_any_of_a_client_s_tokens_is_accepted",
+    "clients[].models": "unit/core/test_route.py::TestARefusalOfTheBody::test_that_names_a_model_of_others",
+    "clients[].expires": "unit/core/test_clients.py::test_of_two_tokens_the_last_ends_when_it_expires",
+    "clients[].requests_per_minute": f"{CLIENT_LIMITS}::test_of_requests_a_minute_waits_until_the_next_one_fits",
+    "clients[].concurrent_requests": f"{CLIENT_LIMITS}::test_of_requests_at_one_time_waits_until_one_has_ended",
+    "server.max_body": "unit/core/test_route.py::TestARefusalOfTheBody::test_that_is_larger_than_allowed",
+    "server.retry_budget": (
+        "unit/core/test_gateway.py::TestPlans::test_may_pile_on_a_failed_account_by_the_share_that_the_config_says"
+    ),
+    "server.trust_route_headers": (
+        "unit/core/test_route.py::TestAPinnedTarget::test_is_the_whole_plan_of_a_trusted_caller"
+    ),
+    "server.tls.cert_file": f"{SECRETS}::TestTheFrontCertificate::test_is_what_the_two_files_of_the_config_hold",
+    "server.tls.key_file": f"{SECRETS}::TestTheFrontCertificate::test_is_what_the_two_files_of_the_config_hold",
+    "telemetry.ledger.max_rows": "unit/test_ledger.py::test_keeps_as_much_as_the_config_says",
+    "telemetry.ledger.max_age": "unit/test_ledger.py::test_keeps_as_much_as_the_config_says",
+    "telemetry.otlp.endpoint": ("unit/envoy_config/test_tracing.py::test_a_collector_must_be_who_the_endpoint_says"),
+    "telemetry.otlp.sample": "unit/envoy_config/test_tracing.py::test_as_many_requests_are_traced_as_the_config_says",
 }
-"""Key -> when its behaviour comes. All of them are in the snapshot already."""
+"""Key -> the test, below `tests/`, that fails when the key has no effect on what the gateway does."""
 
 FIRST: Steps = ("providers", "first")
 BIG: Steps = ("models", "big")
@@ -190,11 +278,23 @@ def test_canonical_json_is_a_config_file_that_means_the_same(keys: set[str]) -> 
     assert canonical_json(first) == canonical_json(again)
 
 
-def test_pending_names_only_keys_that_exist() -> None:
-    """A key that was renamed or removed does not stay pending."""
-    assert set() == set(PENDING) - set(CHANGES)
+def names_of_tests(path: Path) -> set[str]:
+    """Read a test file and return what pytest would call its tests."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        inside = node.body if isinstance(node, ast.ClassDef) and node.name.startswith("Test") else []
+        prefix = f"{node.name}::" if isinstance(node, ast.ClassDef) else ""
+        named = [one.name for one in [node, *inside] if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+        found.update(f"{prefix}{name}" for name in named if name.startswith("test_"))
+    return found
 
 
-def test_every_pending_key_says_when_it_comes() -> None:
-    """A reason is one short phrase."""
-    assert [] == [key for key, reason in PENDING.items() if not reason.startswith(("comes with", "the ", "active"))]
+def test_every_key_has_one_proof_of_its_effect() -> None:
+    """A key that is added to the model must be added here, with the test that shows what it does."""
+    assert sorted(PROOFS) == sorted(leaf_keys())
+
+
+def test_every_proof_is_a_test() -> None:
+    """A test that is renamed or removed takes its keys along."""
+    places = {proof: proof.partition("::") for proof in PROOFS.values()}
+    assert [] == sorted(proof for proof, (file, _, name) in places.items() if name not in names_of_tests(TESTS / file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from extproc.config.fields import ERROR_CLASSES
+from extproc.config.fields import ERROR_CLASSES, SHARED_HEADERS
 from extproc.core.outcome import ErrorClass
 from tests.unit.config.build import FULL, SMALL, Steps, edited, faults
 
@@ -35,6 +35,8 @@ HEADER = "is not a header name; use letters, digits and dashes"
 CONNECTION_HEADER = "is a header of the connection itself and cannot be set; remove it"
 RESERVED = "is reserved for the gateway; use a name without x-gateway- or x-envoy-"
 CREDENTIAL = "is a credential header; use api_key (and auth for its header)"
+OWN_HEADER = "is set by the gateway itself; remove it"
+SHARED_HEADER = "is a header that every provider receives, and so the key; use another, such as authorization"
 TWICE = "is given twice (header names ignore case; the auth header counts too); keep one"
 HEADER_VALUE = "must be visible ASCII text in one line, without spaces at its ends"
 SECRET_VALUE = "looks like a credential; use api_key (the value is not shown)"
@@ -84,6 +86,9 @@ REFUSALS: list[tuple[Steps, object, str, str]] = [
     ((*PROVIDER, "auth", "header"), ":path", "providers.openai.auth.header", HEADER),
     ((*PROVIDER, "auth", "header"), "Host", "providers.openai.auth.header", CONNECTION_HEADER),
     ((*PROVIDER, "auth", "header"), "x-envoy-key", "providers.openai.auth.header", RESERVED),
+    ((*PROVIDER, "auth", "header"), "X-Request-Id", "providers.openai.auth.header", OWN_HEADER),
+    ((*PROVIDER, "auth", "header"), "accept-encoding", "providers.openai.auth.header", OWN_HEADER),
+    *(((*PROVIDER, "auth", "header"), name, "providers.openai.auth.header", SHARED_HEADER) for name in SHARED_HEADERS),
     (
         (*PROVIDER, "auth", "prefix"),
         "Bearer sk-planted0123456789",
@@ -105,6 +110,8 @@ REFUSALS: list[tuple[Steps, object, str, str]] = [
         "providers.openai.headers.content-length",
         CONNECTION_HEADER,
     ),
+    ((*PROVIDER, "headers"), {"x-request-id": "x"}, "providers.openai.headers.x-request-id", OWN_HEADER),
+    ((*PROVIDER, "headers"), {"Accept-Encoding": "br"}, "providers.openai.headers.Accept-Encoding", OWN_HEADER),
     ((*PROVIDER, "headers"), {"connection": "x"}, "providers.openai.headers.connection", CONNECTION_HEADER),
     ((*PROVIDER, "headers"), {"X-Gateway-A": "x"}, "providers.openai.headers.X-Gateway-A", RESERVED),
     ((*PROVIDER, "headers"), {"Authorization": "x"}, "providers.openai.headers.Authorization", CREDENTIAL),

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from configctl.cli import main
 from configctl.records import Conflict, NoSuchVersion, NothingToPublish, Published, Returned, Version
+from configctl.source import StoreSource
 from configctl.store import FORGET_AFTER_S, Store
+from extproc.versions import Report
+from tests.unit.config.build import SMALL
 
 
 def publish(store: Store, text: str, *, expect: int | None = None, now: float = 1.5, message: str = "why") -> Version:
@@ -172,6 +180,64 @@ class StoreClaims:
         assert ("bob", 1, None) == (entry.actor, entry.refused, entry.version)
         assert {"errors": ["x"], "reason": "the compiler refused it"} == entry.details
         assert () == store.versions()
+
+    def test_an_act_that_concerns_no_version_is_chained_like_any_other_and_changes_none(self, store: Store) -> None:
+        first = publish(store, "a")
+
+        store.record("health_down", "ann", {"subject": "openai"}, 2.0, refused=False, own_id="f00")
+        store.record("health_down", "bob", {"subject": "nobody"}, 3.0, refused=True, own_id="f01")
+
+        refused, done = store.audit_entries(2)
+        assert ("health_down", "ann", None, 0) == (done.act, done.actor, done.version, done.refused)
+        assert {"subject": "openai", "id": "f00"} == done.details
+        assert (1, done.hash) == (refused.refused, refused.prev_hash)
+        assert store.active() == first
+
+    def test_an_act_that_is_told_twice_is_written_once(self, store: Store) -> None:
+        for own_id in ("f00", "f00", "f01"):
+            store.record("health_down", "ann", {"subject": "openai"}, 2.0, refused=False, own_id=own_id)
+
+        assert ["f01", "f00"] == [entry.details["id"] for entry in store.audit_entries()]
+
+    def test_an_id_in_somebodys_words_is_not_taken_for_an_acts_own(self, store: Store) -> None:
+        store.record("health_down", "ann", {"message": '"id":"f01"'}, 2.0, refused=False, own_id="f00")
+        store.record("health_down", "ann", {"message": "x"}, 2.0, refused=False, own_id="f01")
+
+        assert 2 == len(store.audit_entries())
+
+    def test_the_clock_is_the_databases_and_goes_on(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tests run beside their database, so the two clocks agree but for the moment between two looks."""
+        before = time.time()
+        told = store.now()
+        assert before - 0.01 <= told <= time.time() + 0.01
+        monkeypatch.setattr("time.time", lambda: 0.0)
+        assert told <= store.now() + 0.001
+
+    def test_a_heartbeat_is_live_whatever_the_gateways_clock_says(
+        self, store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("time.time", lambda: 1_000.0)
+        source = StoreSource(url, "gw-1")
+        source.report(Report(1, 1))
+
+        (instance,) = store.instances(store.now())
+        source.leave()
+        assert instance.is_live(store.now())
+
+    def test_a_publisher_whose_clock_is_wrong_waits_all_the_same(
+        self, store: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = StoreSource(url, "gw-1")
+        source.report(Report(None, None))
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+        monkeypatch.setattr("time.time", lambda: 4_000_000_000.0)
+        argv = ["publish", str(tmp_path / "small.yaml"), "-m", "x", "--yes", "--timeout", "200ms", "--store", url]
+
+        ran = CliRunner().invoke(main, argv)
+        source.leave()
+
+        assert (1, True) == (ran.exit_code, "gw-1" in ran.stderr), ran.output
+        assert "did not answer within" in ran.stderr
 
     def test_applied_is_recorded_once(self, store: Store) -> None:
         version = publish(store, "a")

@@ -21,6 +21,20 @@ from tests.unit.config.build import FULL, SMALL, edited
 
 Run = Callable[..., Result]
 OTHER = edited(SMALL, ("models", "gpt-4o", "targets", 0, "weight"), 7)
+INSTANCE = {
+    "pid": 7,
+    "software_version": "1.2.3",
+    "started_at": "2026-01-31T12:00:00.000Z",
+    "ready": True,
+    "wanted_version": 4,
+    "applied_version": 3,
+    "applied_at": "2026-01-31T12:00:01.000Z",
+    "digest": "d",
+    "last_error": "the config store cannot be reached",
+    "missing_keys": ["openai"],
+    "requests_open": 5,
+    "ledger": {"written": 1, "dropped": 0, "waiting": 2},
+}
 BAD = edited(SMALL, ("models", "gpt-4o", "polciy"), "x")
 
 
@@ -117,7 +131,12 @@ def test_a_file_that_is_not_there_is_a_sentence(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("verb", "empty"), [("history", []), ("audit", []), ("status", {"active": None, "instances": [], "gateway": None})]
+    ("verb", "empty"),
+    [
+        ("history", []),
+        ("audit", []),
+        ("status", {"active": None, "instances": [], "gateway": None, "store_error": None}),
+    ],
 )
 def test_a_look_at_a_store_that_is_not_there_is_empty_and_makes_none(
     run: Run, place: Path, verb: str, empty: object
@@ -127,6 +146,25 @@ def test_a_look_at_a_store_that_is_not_there_is_empty_and_makes_none(
     assert (0, empty) == (result.exit_code, json.loads(result.stdout))
     assert "There is no store at" in result.stderr
     assert not (place / ".gateway").exists()
+
+
+def test_a_status_whose_store_is_broken_says_so_after_what_the_gateway_says(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_db = place / ".gateway" / "store.db"
+    store_db.parent.mkdir()
+    store_db.write_bytes(b"this is no database, only a text of more than a hundred bytes" * 3)
+    monkeypatch.setattr("configctl.live_commands.live_status", lambda _: INSTANCE)
+
+    result, as_json = run("status"), run("status", "--json")
+
+    assert (1, 1) == (result.exit_code, as_json.exit_code)
+    assert "applied 3, wanted 4" in result.stdout
+    assert "cannot be used: file is not a database." in result.stderr
+    told = json.loads(as_json.stdout)
+    assert (None, [], INSTANCE, result.stderr.strip()) == (
+        *(told[key] for key in ("active", "instances", "gateway", "store_error")),
+    )
 
 
 @pytest.mark.parametrize("argv", [["current"], ["show", "1"], ["diff", "1", "2"], ["rollback", "-m", "x", "--yes"]])

@@ -41,6 +41,8 @@ def die_at(fatal, url):
         store.rollback(1, author="bob", message="back", expect=None, now=9.0)
     elif act == "outcome":
         store.mark_outcome(2, "failed", "no", actor="gw", now=9.0)
+    elif act == "order":
+        store.record("health_down", "ann", {"subject": "openai"}, 9.0, refused=False, own_id="f00")
     else:
         store.return_to_parent(2, "no", actor="bob", now=9.0)
     os._exit(0)
@@ -59,7 +61,9 @@ for fatal in range(1, 60):
 _PASSED, _DIED = 0, 77
 
 
-@pytest.mark.parametrize(("act", "active"), [("publish", 3), ("rollback", 3), ("outcome", 2), ("return", 1)])
+@pytest.mark.parametrize(
+    ("act", "active"), [("publish", 3), ("rollback", 3), ("outcome", 2), ("return", 1), ("order", 2)]
+)
 def test_an_act_is_done_whole_or_not_at_all(tmp_path: Path, act: str, active: int) -> None:
     run = subprocess.run(
         [sys.executable, "-c", _DYING, str(tmp_path), act], check=True, timeout=60, stdout=subprocess.PIPE, text=True

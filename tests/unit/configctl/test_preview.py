@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from configctl.preview import Place, Preview, ResourceChange, Skip, preview_snapshot
 from extproc.config.compile import compile_snapshot
 from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.health import View
-from tests.unit.config.build import FULL, SMALL, edited, load
+from tests.unit.config.build import FULL, SMALL, Steps, edited, load
+from tests.unit.envoy_config.build import TLS_FILES, rendered
 
 
 def compiled(config: dict[str, Any]) -> Snapshot:
@@ -91,6 +94,35 @@ def test_a_changed_key_reference_is_another_secret() -> None:
 
     kinds = sorted((resource.kind, resource.change) for resource in preview(before, after).resources)
     assert [("secret", "added"), ("secret", "removed")] == [pair for pair in kinds if pair[0] == "secret"]
+
+
+def test_everything_that_envoy_is_given_is_among_the_resources() -> None:
+    """The renderer itself says what that is; every optional part is in use: collector, checks, the front's TLS."""
+    files = {"cert_file": str(TLS_FILES / "server.crt"), "key_file": str(TLS_FILES / "server.key")}
+    config = edited(FULL, ("server", "tls"), files)
+    given = rendered(config)
+
+    shown = {(one.kind, one.name) for one in preview(None, config).resources if one.kind != "route"}
+
+    assert {
+        *(("listener", one["name"]) for one in given.lds),
+        *(("cluster", one["name"]) for one in given.cds),
+        *(("secret", name.removesuffix(".json")) for name in given.sds),
+    } == shown
+    assert {"gateway-otlp", "gateway-listener"} < {name.rpartition("-")[0] for _, name in shown}
+
+
+@pytest.mark.parametrize(
+    ("steps", "value", "kind"),
+    [
+        (("telemetry", "otlp"), ..., "cluster"),
+        (("telemetry", "otlp", "endpoint"), "http://127.0.0.2:4317", "cluster"),
+        (("server", "tls", "key_file"), "/other.key", "secret"),
+        (("providers", "first", "health_check"), ..., "listener"),
+    ],
+)
+def test_an_optional_part_that_changes_is_told(steps: Steps, value: object, kind: str) -> None:
+    assert kind in [one.kind for one in preview(FULL, edited(FULL, steps, value)).resources]
 
 
 def test_findings_are_those_of_the_proposed_config() -> None:

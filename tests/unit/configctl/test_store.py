@@ -121,3 +121,29 @@ def test_a_store_in_memory_is_empty_and_works() -> None:
 
         assert 1 == store.active_number()
         assert () == store.verify()
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("UPDATE wanted SET number = 'x'", "the row of wanted was changed, its number cannot be read"),
+        ("UPDATE versions SET created_at = 1e300", "version 1 was changed, its created_at cannot be read"),
+        ("UPDATE instances SET missing_keys = 'x'", "a row of instances was changed, its missing_keys cannot be read"),
+        ("UPDATE audit SET detail = '['", "audit entry 1 was changed, its detail cannot be read"),
+    ],
+)
+def test_a_row_that_nobody_of_ours_wrote_is_refused_with_a_sentence(path: Path, statement: str, what: str) -> None:
+    """A gateway that reads it keeps its last good version; `verify` still answers and `tally` counts."""
+    with Store.open(f"sqlite:///{path}") as store:
+        publish(store, "a")
+        store.report("g", hostname="h", pid=1, wanted=1, applied=1, error=None, missing_keys=(), now=1.0)
+        change = sqlite3.connect(path)
+        with change:
+            change.execute(statement)
+        change.close()
+
+        with pytest.raises(StoreError, match=f"{what}: `configctl audit verify` names all that was"):
+            (store.active_number(), store.versions(), store.instances(1.0), store.audit_entries())
+
+        assert isinstance(store.verify(), tuple)
+        assert (1, 1) == store.tally()[:2]

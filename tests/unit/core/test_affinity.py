@@ -85,6 +85,17 @@ class TestWhatStandsForASession:
     def test_comes_from_the_field_of_the_body_that_the_model_names(self) -> None:
         assert session("chat-1") == session_of(BY_BODY, "big", {}, {"user": "chat-1"})
 
+    def test_is_in_whatever_header_or_field_the_model_names(self) -> None:
+        by_header = Affinity(header="x-thread", body=None, ttl_s=60.0)
+        by_body = Affinity(header=None, body="thread", ttl_s=60.0)
+        told = {"x-session": "chat-1", "user": "chat-1"}
+        assert [None, None] == [session_of(by_header, "big", told, told), session_of(by_body, "big", told, told)]
+        found = [
+            session_of(by_header, "big", {"x-thread": "chat-1"}, {}),
+            session_of(by_body, "big", {}, {"thread": "chat-1"}),
+        ]
+        assert [session("chat-1")] * 2 == found
+
     def test_is_none_where_the_model_asks_for_none(self) -> None:
         assert None is session_of(None, "big", {"x-session": "chat-1"}, {"user": "chat-1"})
 

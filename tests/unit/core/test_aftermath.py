@@ -151,7 +151,12 @@ class TestTheSameTarget:
     def test_is_tried_again_after_a_wait(self) -> None:
         made = gateway(config(BIG), draw=0.0)
         following = goes_on(made, routed(made), SERVER_ERROR, said(500))
-        assert (True, 0.125, [A, A, B, C]) == (following.replan, following.wait_s, keys(following.state.plan))
+        assert (True, 0.125, [A, A, B]) == (following.replan, following.wait_s, keys(following.state.plan))
+
+    def test_takes_one_of_the_attempts(self) -> None:
+        """Envoy follows the plan by itself after a reset, so the plan may not be longer than the attempts are many."""
+        made = gateway(config(BIG, {"attempts": 2}))
+        assert [A, A] == keys(goes_on(made, routed(made), SERVER_ERROR).state.plan)
 
     def test_waits_as_long_as_the_provider_asks(self) -> None:
         made = gateway(config(BIG))

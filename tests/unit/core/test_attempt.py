@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from extproc.core.attempt import ATTEMPT_COUNT, AttemptExchange, last_answer, silence_limit_s
+from extproc.core.attempt import ATTEMPT_COUNT, AttemptExchange, last_answer, silence_limit_s, silent_class
 from extproc.core.endpoints import Kind
 from extproc.core.exchange import (
     Close,
@@ -109,7 +109,7 @@ class TestAnAttemptThatIsSent:
 class TestTheClassOfASilentAttempt:
     @pytest.mark.parametrize(
         ("silent_s", "expected"),
-        [(0.02, ("connection",)), (10.9, ("connection",)), (11.0, ("timeout",)), (20.0, ("timeout",))],
+        [(0.02, ("connection",)), (2.0, ("connection",)), (19.9, ("connection",)), (20.0, ("timeout",))],
     )
     def test_follows_from_how_long_it_took(self, silent_s: float, expected: tuple[str, ...]) -> None:
         made = gateway(config(BIG, {"first_byte_timeout": "20s"}))
@@ -117,6 +117,16 @@ class TestTheClassOfASilentAttempt:
         sent = book >> RequestBody(b'{"model":"m-a"}')
         assert sent << Some(SendAttempt) << Close()
         assert expected == made.records[REQUEST_ID].state.classes
+
+    @pytest.mark.parametrize(
+        ("elapsed_s", "expected"),
+        [(0.02, "connection"), (0.7, "timeout"), (1.9, "timeout"), (2.01, "connection"), (2.1, "timeout")],
+    )
+    def test_is_a_lost_connection_at_the_end_of_a_longer_connect_timeout(self, elapsed_s: float, expected: str) -> None:
+        assert expected == silent_class(elapsed_s, 0.7, 2.0)
+
+    def test_is_a_timeout_where_both_limits_are_the_same(self) -> None:
+        assert ErrorClass.TIMEOUT == silent_class(2.001, 2.0, 2.0)
 
     def test_is_not_made_up_for_an_attempt_that_was_judged(self) -> None:
         made = gateway(config(BIG))
@@ -174,6 +184,14 @@ class TestAnAttemptThatIsRefused:
         book = conversation(made, CLUSTER_END) >> attempt(after_429(routed(made)))
         wanted = (*RATE_LIMITED.headers, ("x-should-retry", "false"))
         assert book << Some(Respond, status=429, headers=wanted, body=RATE_LIMITED.body, attempts=1) << Close()
+
+    def test_because_the_attempts_are_spent_answers_with_the_first_provider_error(self) -> None:
+        """However long the plan is that came with the request."""
+        made = gateway(config(BIG, {"attempts": 2}))
+        state = after_429(routed(made))
+        state = dataclasses.replace(state, plan=(state.plan[0], *state.plan)).opened(2, NOW, ("rate_limited",))
+        book = conversation(made) >> attempt(state, 3)
+        assert book << Some(Respond, status=429, body=RATE_LIMITED.body, attempts=2) << Close()
 
     def test_because_the_deadline_has_passed_answers_504(self) -> None:
         made = gateway(config(BIG, {"deadline": "10s"}))

@@ -45,7 +45,8 @@ class TestTheModelIsReplaced:
             (b'{"x":"\\u006d","model":"a"}', b'{"x":"\\u006d","model":"NEW"}'),
             (b'{"model":"\\u0061\\"b\\\\"}', b'{"model":"NEW"}'),
             (b'{"model":"a","n":1.50,"e":1E5,"u":"\\u00e9"}', b'{"model":"NEW","n":1.50,"e":1E5,"u":"\\u00e9"}'),
-            (b'{"models":"x","Model":"y","model":"a"}', b'{"models":"x","Model":"y","model":"NEW"}'),
+            (b'{"models":"x","mode":"y","model":"a"}', b'{"models":"x","mode":"y","model":"NEW"}'),
+            (b'{"x":{"Model":"inner"},"model":"a"}', b'{"x":{"Model":"inner"},"model":"NEW"}'),
         ],
     )
     def test_and_every_other_byte_stays(self, raw: bytes, expected: bytes) -> None:
@@ -66,6 +67,10 @@ class TestWhatIsRead:
     )
     def test_is_a_stream_only_when_stream_is_true(self, member: bytes, expected: bool) -> None:
         assert expected is parsed(b'{"model":"a","stream":' + member + b"}").stream
+
+    @pytest.mark.parametrize("name", ["a b", "org/model:free", "größe-大", "😀", "m" * MODEL_NAME_LIMIT])
+    def test_is_any_line_of_visible_characters(self, name: str) -> None:
+        assert name == parsed(orjson.dumps({"model": name})).model
 
     def test_includes_the_other_fields(self) -> None:
         assert {"model": "a", "user": "u"} == parsed(b'{"model":"a","user":"u"}').fields
@@ -93,6 +98,20 @@ class TestARefusedBody:
     def test_whose_model_is_longer_than_any_name_is_missing_model(self) -> None:
         assert "missing_model" == refused(orjson.dumps({"model": "m" * (MODEL_NAME_LIMIT + 1)}))
 
+    @pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA1), 0xAD, 0x200B, 0x2028, 0x202E, 0xD800, 0xFEFF])
+    def test_whose_model_holds_a_character_that_nobody_sees_is_a_bad_request(self, code: int) -> None:
+        """The name is told in a header, in logs and on terminals, where CR and LF begin a line of the caller's."""
+        assert "bad_request" == refused(b'{"model":"any-\\u%04x-x"}' % code)
+
+    @pytest.mark.parametrize("name", [" m", "m ", " "])
+    def test_whose_model_has_a_space_at_an_end_is_a_bad_request(self, name: str) -> None:
+        """A header's value loses it on the way."""
+        assert "bad_request" == refused(orjson.dumps({"model": name}))
+
+    def test_tells_what_is_wrong_with_a_name_without_quoting_it(self) -> None:
+        message = "`model` must be one line of visible characters, without control characters or spaces at its ends."
+        assert GatewayError("bad_request", message, "model") == parse_request_body(b'{"model":"a\\r\\nb: c"}')
+
     @pytest.mark.parametrize(
         "raw",
         [
@@ -106,6 +125,14 @@ class TestARefusedBody:
     def test_with_two_model_keys_is_invalid_json(self, raw: bytes) -> None:
         """A provider might read the other one."""
         assert "invalid_json" == refused(raw)
+
+    @pytest.mark.parametrize("other", ["Model", "MODEL", "modeL", "\\u004dodel", "mod\\u0045l"])
+    @pytest.mark.parametrize("first", [True, False])
+    def test_with_a_model_key_in_other_letters_too_is_invalid_json(self, other: str, first: bool) -> None:
+        """Go's reader takes them for one key, and the last one wins."""
+        ours, theirs = '"model":"allowed"', f'"{other}":"forbidden"'
+        members = (theirs, ours) if first else (ours, theirs)
+        assert "invalid_json" == refused(f"{{{','.join(members)}}}".encode())
 
     def test_is_not_quoted_in_the_message(self) -> None:
         found = parse_request_body(b'{"model":1,"secret":"my prompt"}')
@@ -128,3 +155,13 @@ def test_a_long_text_costs_memory_in_proportion_only() -> None:
 def test_deep_nesting_is_no_obstacle() -> None:
     raw = b'{"x":' + b"[" * 500 + b'{"model":1}' + b"]" * 500 + b',"model":"a"}'
     assert raw.replace(b'"a"', b'"NEW"') == parsed(raw).with_model("NEW")
+
+
+def test_no_letter_beyond_ascii_is_folded_to_one_of_model() -> None:
+    """So the other spellings of the key are 31, whatever folding a provider's reader does."""
+    folded = {
+        letter
+        for letter in map(chr, range(0x80, 0x110000))
+        if {letter.casefold(), letter.lower(), letter.upper().lower()} & set("model")
+    }
+    assert set() == folded

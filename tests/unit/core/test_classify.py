@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from extproc.core.classify import BODY_LIMIT_BYTES, Answer, classify, classify_error_object
 from extproc.core.error_codes import CODES, GENERIC, MESSAGES
-from extproc.core.outcome import ErrorClass, Failure
+from extproc.core.outcome import Charge, ErrorClass, Failure
 
 NOW = 1_700_000_000.0
 CAP_S = 86_400.0
@@ -97,6 +97,32 @@ def test_a_status_alone_gives_a_class(status: int, expected: str) -> None:
 )
 def test_openai_errors(status: int, body: object, expected: str) -> None:
     assert expected == judge(status, body).error_class
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (openai(message="Invalid URL (POST /v1/rerank)"), True),
+        ({"detail": "Not Found"}, True),
+        ({"error": {"code": "404", "message": "Resource not found"}}, True),
+        ("<html>404</html>", True),
+        (openai(code="model_not_found"), False),
+        (openai(param="model"), False),
+        (anthropic("not_found_error"), False),
+        ({"error": {"code": "DeploymentNotFound", "message": "m"}}, False),
+        ({"object": "error", "message": "m", "type": "NotFoundError", "code": 404}, False),
+        ([{"error": {"code": 404, "message": "m", "status": "NOT_FOUND"}}], False),
+    ],
+)
+def test_a_404_that_does_not_name_the_model_counts_against_nobody(body: object, expected: bool) -> None:
+    """It may be the path that the provider does not have, and the model serves others well."""
+    failure = judge(404, body)
+    assert ("model_unavailable", expected) == (failure.error_class, failure.vague)
+
+
+def test_the_operator_s_own_code_makes_a_404_plain() -> None:
+    failure = judge(404, openai(code="no_such_thing"), codes={"no_such_thing": "model_unavailable"})
+    assert (False, Charge.TARGET) == (failure.vague, failure.charge)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from typing import Any
 
 import pytest
@@ -87,6 +88,20 @@ def test_both_protocols_ways_of_sending_it_are_understood(headers: dict[str, str
 )
 def test_a_missing_or_wrong_token_is_refused(headers: dict[str, str]) -> None:
     assert "invalid_api_key" == name_of(authenticate(headers, guarded(), NOW))
+
+
+def test_every_digest_is_compared_whoever_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the comparison whose time does not tell where two digests differ, the first match included."""
+    compared: list[str] = []
+
+    def compare(told: str, known: str) -> bool:
+        compared.append(known)
+        return told == known
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+
+    assert "team-a" == name_of(authenticate({"x-api-key": TOKEN}, guarded(), NOW))
+    assert [digest(TOKEN), digest(OTHER_TOKEN)] == compared
 
 
 def test_a_token_of_bytes_that_are_no_text_is_refused() -> None:

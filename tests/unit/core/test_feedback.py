@@ -236,3 +236,49 @@ def test_the_time_to_the_first_token_counts_rather_than_to_the_first_byte(monkey
     monkeypatch.setattr(made, "settle", settled)
     attempt_logged(made, logged(status=200, first_byte_s=0.1, request_bytes=40), NOW + 3)
     assert [Success(2.0, 40)] == seen
+
+
+class TestSlowness:
+    """Times to first token are compared with each other and with nothing else."""
+
+    now = NOW
+
+    def made(self, **policy: Any) -> Gateway:
+        return gateway(config(BIG, policy))
+
+    def serve(self, made: Gateway, times: int, *, first_token_s: float | None, first_byte_s: float = 0.3) -> None:
+        """Serve requests a second apart; without a time to first token they are whole answers."""
+        for _ in range(times):
+            self.now += 1.0
+            state = routed(made, self.now, stream=first_token_s is not None)
+            if first_token_s is not None:
+                made.attempt_held(state, held=False, first_token_s=first_token_s)
+            step = state.step(1)
+            assert step is not None
+            entry = logged(status=200, first_byte_s=first_byte_s, cluster=step.cluster)
+            attempt_logged(made, entry, self.now)
+            request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), self.now)
+
+    def test_of_streams_costs_the_target_traffic(self) -> None:
+        made = self.made()
+        self.serve(made, 40, first_token_s=0.3)
+        self.serve(made, 12, first_token_s=6.0)
+        assert "slow" == made.health.view(A, self.now).reason
+
+    def test_is_not_seen_in_whole_answers_after_streams(self) -> None:
+        made = self.made()
+        self.serve(made, 40, first_token_s=0.3)
+        self.serve(made, 60, first_token_s=None, first_byte_s=6.0)
+        assert made.health.view(A, self.now).reason is None
+
+    def test_is_not_seen_in_long_answers_after_short_ones(self) -> None:
+        made = self.made()
+        self.serve(made, 40, first_token_s=None, first_byte_s=0.3)
+        self.serve(made, 60, first_token_s=None, first_byte_s=6.0)
+        assert made.health.view(A, self.now).reason is None
+
+    def test_is_not_seen_in_streams_that_are_held_to_their_end(self) -> None:
+        made = self.made(stream_guard="complete")
+        self.serve(made, 40, first_token_s=0.3)
+        self.serve(made, 60, first_token_s=6.0)
+        assert made.health.view(A, self.now).reason is None

@@ -9,7 +9,7 @@ import pytest
 
 from extproc.core import gateway as gateway_module
 from extproc.core.feedback import AttemptLogged, RequestLogged, attempt_logged, request_logged
-from extproc.core.gateway import KEPT_VERSIONS, RECORD_MAX_AGE_S, REPORT_GRACE_S, Gateway
+from extproc.core.gateway import COUNTED_MAX_AGE_S, KEPT_VERSIONS, RECORD_MAX_AGE_S, REPORT_GRACE_S, Gateway
 from extproc.core.health import HealthEngine, State, Success, Transition
 from extproc.core.outcome import ErrorClass, Failure
 from extproc.core.request_state import FirstError, RequestState
@@ -26,6 +26,7 @@ from tests.unit.core.build import (
     config,
     gateway,
     keys,
+    provider,
     routed,
     target,
     trip,
@@ -102,6 +103,14 @@ class TestPlans:
         assert [B] == keys(made.rest(state, made.active, NOW, context=False))
         assert 1 == made.budget_denied
 
+    @pytest.mark.parametrize(("share", "expected"), [(0.0, 30), (0.5, 50), (1.0, 100)])
+    def test_may_pile_on_a_failed_account_by_the_share_that_the_config_says(self, share: float, expected: int) -> None:
+        made = gateway(config(BIG, server={"retry_budget": share}))
+        assert made.active is not None
+        for _ in range(100):
+            made.budget.request(NOW)
+        assert expected == sum(made.may_pile_on(made.active, NOW) for _ in range(200))
+
     @pytest.mark.parametrize(("base", "expected"), [("20s", 20.0), ("30s", 30.0)])
     def test_know_when_a_target_can_serve_again(self, base: str, expected: float) -> None:
         made = gateway(config(BIG, {"cooldown": {"base": base, "jitter": 0}}))
@@ -116,6 +125,92 @@ class TestPlans:
         state = routed(made)
         assert made.active is not None
         assert 0.0 == made.recovery_in(state, made.active, NOW)
+
+
+class TestAProviderAtItsLimit:
+    def made(self, models: dict[str, Any] | None = None, **policy: Any) -> Gateway:
+        """Make a gateway whose account `a` may have two attempts under way."""
+        account = provider("a", limits={"max_connections": 1, "max_pending": 1})
+        return gateway(config(models or BIG, policy, providers={"a": account}))
+
+    def arrive(self, made: Gateway, count: int) -> list[RequestState]:
+        """Let requests arrive, each with an id of its own."""
+        states = []
+        for number in range(count):
+            state = dataclasses.replace(routed(made), id=f"request-{number}")
+            made.records[state.id] = made.records.pop(REQUEST_ID)
+            made.records[state.id].state = state
+            states.append(state)
+        return states
+
+    def test_is_passed_over_while_another_can_serve(self) -> None:
+        made = self.made()
+        firsts = [state.plan[0] for state in self.arrive(made, 4)]
+        assert [A, A, B, B] == keys(firsts)
+
+    def test_is_named_among_the_skipped_with_that_reason(self) -> None:
+        made = self.made()
+        self.arrive(made, 2)
+        assert made.active is not None
+        requested = made.active.snapshot.resolve("big")
+        assert requested is not None
+        plan = made.plan(made.active, requested, CHAT, 0, NOW)
+        assert ([(A, "at_limit")], [(B, "health_reroute"), (A, "provider_failover")]) == (
+            [(one.key, one.reason) for one in plan.skipped],
+            [(one.key, one.mode) for one in plan.planned],
+        )
+
+    def test_that_cools_is_not_asked_for_all_that(self) -> None:
+        made = self.made()
+        self.arrive(made, 2)
+        trip(made, A)
+        assert [[B], [B]] == [keys(state.plan) for state in self.arrive(made, 2)]
+
+    def test_serves_all_the_same_when_nobody_else_can(self) -> None:
+        made = self.made({"big": chain(A)})
+        assert ["direct"] * 4 == [state.plan[0].mode for state in self.arrive(made, 4)]
+
+    def test_is_better_than_a_target_that_cools(self) -> None:
+        made = self.made()
+        trip(made, B)
+        assert [A] * 4 == keys(state.plan[0] for state in self.arrive(made, 4))
+
+    def test_is_the_last_target_while_there_is_another(self) -> None:
+        made = self.made({"big": chain(B, A, C), "small": chain(A)})
+        (waiting,) = self.arrive(made, 1)
+        for number in range(2):
+            made.open_attempt(dataclasses.replace(routed(made, model="small"), id=f"small-{number}"), NOW)
+        assert made.active is not None
+        assert [C, A] == keys(made.rest(waiting, made.active, NOW, context=False))
+
+    def test_is_the_next_target_when_there_is_no_other(self) -> None:
+        made = self.made({"big": chain(B, A), "small": chain(A)})
+        (waiting,) = self.arrive(made, 1)
+        for number in range(2):
+            made.open_attempt(dataclasses.replace(routed(made, model="small"), id=f"small-{number}"), NOW)
+        assert made.active is not None
+        assert [A] == keys(made.rest(waiting, made.active, NOW, context=False))
+
+    def test_has_room_again_when_an_attempt_has_its_verdict(self) -> None:
+        made = self.made()
+        first, _ = self.arrive(made, 2)
+        made.attempt_failed(first, Failure(ErrorClass.INVALID_REQUEST, 400), NOW)
+        assert 1 == made.in_flight.count("a")
+
+    def test_has_room_again_when_a_request_is_forgotten(self) -> None:
+        made = self.made()
+        first, _ = self.arrive(made, 2)
+        made.reported(made.records[first.id], 2, NOW)
+        made.sweep(NOW + REPORT_GRACE_S + 1)
+        assert 1 == made.in_flight.count("a")
+
+    def test_does_not_count_for_long_what_was_never_reported(self) -> None:
+        """The request may go on: it keeps its record, and its verdict counts nothing twice."""
+        made = self.made()
+        first, _ = self.arrive(made, 2)
+        made.sweep(NOW + COUNTED_MAX_AGE_S + 1)
+        served(made, first)
+        assert (0, 1) == (made.in_flight.count("a"), made.records[first.id].logged)
 
 
 class TestAnAttempt:

@@ -146,6 +146,13 @@ def test_a_fault_of_the_request_or_the_caller_changes_nothing(world: World, kind
     assert [] == world.told
 
 
+def test_a_failure_that_does_not_tell_whose_fault_it_is_changes_nothing(world: World) -> None:
+    for _ in range(50):
+        world.end(world.begin(), Failure(ErrorClass.MODEL_UNAVAILABLE, 404, vague=True))
+    assert View.healthy() == world.view()
+    assert [] == world.told
+
+
 def test_an_attempt_without_verdict_changes_nothing(world: World) -> None:
     for _ in range(50):
         world.end(world.begin(), None)
@@ -240,6 +247,25 @@ def test_cooldowns_grow_by_the_factor_up_to_the_maximum(world: World) -> None:
     assert [15.0, 30.0, 60.0, 120.0, 120.0, 120.0] == lengths
 
 
+def test_cooldowns_of_a_fault_grow_to_a_quarter_of_the_outage_so_far(world: World) -> None:
+    world.fail(ErrorClass.SERVER_ERROR, times=3)
+    lengths = [world.cooling_s(), *(trip_again(world, ErrorClass.SERVER_ERROR) for _ in range(30))]
+    assert [15.0, 15.0, 15.0, 15.0, 15.0, 18.75] == lengths[:6]
+    assert [120.0, 120.0] == lengths[-2:]
+
+
+def test_a_small_base_still_grows_by_the_factor() -> None:
+    world = World(base_s=1.0)
+    world.fail(ErrorClass.SERVER_ERROR, times=3)
+    world.now += 100.0
+    lengths = []
+    for _ in range(4):
+        world.fail(ErrorClass.SERVER_ERROR)
+        lengths.append(world.cooling_s())
+        world.now += world.cooling_s()
+    assert [2.0, 4.0, 8.0, 16.0] == lengths
+
+
 def test_a_rejected_key_cools_longer_each_time(world: World) -> None:
     world.fail(ErrorClass.AUTH_REJECTED)
     assert 30.0 == trip_again(world, ErrorClass.AUTH_REJECTED)
@@ -301,6 +327,70 @@ def test_failures_under_way_when_a_target_tripped_do_not_count_as_a_new_streak(w
     assert 15.0 == world.cooling_s()
 
 
+# What the policy says: every number of `cooldown` moves the decision that it is about.
+
+
+@pytest.mark.parametrize("consecutive", [1, 2, 4])
+def test_a_target_trips_after_as_many_failures_in_a_row_as_the_policy_says(consecutive: int) -> None:
+    world = World(consecutive=consecutive, min_requests=100)
+    world.fail(ErrorClass.SERVER_ERROR, times=consecutive - 1)
+    assert State.HEALTHY is world.state()
+    world.fail(ErrorClass.SERVER_ERROR)
+    assert State.COOLING is world.state()
+
+
+@pytest.mark.parametrize(
+    ("failure_ratio", "expected"), [(0.4, State.COOLING), (0.5, State.HEALTHY), (0.6, State.HEALTHY)]
+)
+def test_a_target_trips_at_the_share_of_failures_that_the_policy_says(failure_ratio: float, expected: State) -> None:
+    world = World(consecutive=100, failure_ratio=failure_ratio)
+    world.ok(times=3)
+    world.fail(ErrorClass.SERVER_ERROR, times=2)
+    assert expected is world.state()
+
+
+@pytest.mark.parametrize(("min_requests", "expected"), [(4, State.COOLING), (5, State.HEALTHY)])
+def test_a_share_counts_from_as_many_requests_as_the_policy_says(min_requests: int, expected: State) -> None:
+    world = World(consecutive=100, min_requests=min_requests)
+    world.fail(ErrorClass.SERVER_ERROR, times=4)
+    assert expected is world.state()
+
+
+@pytest.mark.parametrize(("window_s", "expected"), [(30.0, State.HEALTHY), (60.0, State.COOLING)])
+def test_failures_count_for_as_long_as_the_policy_says(window_s: float, expected: State) -> None:
+    world = World(consecutive=100, window_s=window_s)
+    world.fail(ErrorClass.SERVER_ERROR, times=4)
+    world.now += 31.0
+    world.fail(ErrorClass.SERVER_ERROR)
+    assert expected is world.state()
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, [15.0, 15.0, 15.0]), (2.5, [15.0, 37.5, 93.75])])
+def test_cooldowns_grow_by_the_factor_that_the_policy_says(factor: float, expected: list[float]) -> None:
+    world = World(factor=factor)
+    world.fail(ErrorClass.RATE_LIMITED)
+    assert expected == [world.cooling_s(), trip_again(world), trip_again(world)]
+
+
+def test_cooldowns_grow_up_to_the_maximum_that_the_policy_says() -> None:
+    world = World(max_s=20.0)
+    world.fail(ErrorClass.RATE_LIMITED)
+    assert [15.0, 20.0, 20.0] == [world.cooling_s(), trip_again(world), trip_again(world)]
+
+
+@pytest.mark.parametrize(("jitter", "expected_s"), [(0.0, 15.0), (0.4, 21.0)])
+def test_the_length_is_jittered_by_the_share_that_the_policy_says(jitter: float, expected_s: float) -> None:
+    world = World(draw=1.0, jitter=jitter)
+    world.fail(ErrorClass.RATE_LIMITED)
+    assert expected_s == pytest.approx(world.cooling_s())
+
+
+def test_a_spent_quota_cools_as_long_as_the_policy_says() -> None:
+    world = World(quota_s=600.0)
+    world.fail(ErrorClass.QUOTA_EXHAUSTED)
+    assert 600.0 == world.cooling_s()
+
+
 # Half-open: one live request at a time.
 
 
@@ -347,9 +437,14 @@ def test_a_lost_probe_does_not_free_the_slot_of_its_successor(half_open: World) 
     assert not half_open.view().eligible
 
 
-def test_a_failed_probe_cools_longer(half_open: World) -> None:
+def test_a_refused_probe_cools_longer(half_open: World) -> None:
+    half_open.fail(ErrorClass.MODEL_UNAVAILABLE)
+    assert View(State.COOLING, False, 1.0, False, half_open.now + 30, "model_unavailable") == half_open.view()
+
+
+def test_a_probe_that_meets_a_fault_cools_as_long_again(half_open: World) -> None:
     half_open.fail(ErrorClass.SERVER_ERROR)
-    assert View(State.COOLING, False, 1.0, False, half_open.now + 30, "server_error") == half_open.view()
+    assert View(State.COOLING, False, 1.0, False, half_open.now + 15, "server_error") == half_open.view()
 
 
 def test_a_good_probe_ends_the_cooldown(half_open: World) -> None:
@@ -408,7 +503,7 @@ def test_traffic_comes_back_with_time(half_open: World) -> None:
     shares = []
     for _ in range(4):
         shares.append(half_open.view().share)
-        half_open.now += 10.0
+        half_open.now += 4.0
     assert [0.1, 0.25, 0.5, 1.0] == shares
 
 
@@ -424,14 +519,14 @@ def test_traffic_comes_back_sooner_with_successes(half_open: World) -> None:
 
 def test_a_fault_during_recovery_continues_the_streak(half_open: World) -> None:
     half_open.ok()
-    half_open.now += 20.0
+    half_open.now += 8.0
     half_open.fail(ErrorClass.RATE_LIMITED)
     assert 30.0 == half_open.cooling_s()
 
 
 def test_a_full_recovery_ends_the_streak(half_open: World) -> None:
     half_open.ok()
-    half_open.now += 30.0
+    half_open.now += 12.0
     half_open.fail(ErrorClass.RATE_LIMITED)
     assert 15.0 == half_open.cooling_s()
 
@@ -499,8 +594,8 @@ def test_a_promoted_account_whose_probe_fails_cools_longer(world: World) -> None
     world.fail(ErrorClass.RATE_LIMITED, A1, retry_in_s=600.0)
     world.fail(ErrorClass.RATE_LIMITED, A2, retry_in_s=600.0)
     world.now += 15.0
-    world.fail(ErrorClass.SERVER_ERROR, A3)
-    assert View(State.COOLING, False, 1.0, False, world.now + 30, "server_error") == world.view(A3)
+    world.fail(ErrorClass.RATE_LIMITED, A3)
+    assert 30.0 == world.cooling_s(A3)
 
 
 def test_failures_under_way_at_promotion_do_not_cool_the_account_longer(world: World) -> None:
@@ -515,8 +610,9 @@ def test_failures_under_way_at_promotion_do_not_cool_the_account_longer(world: W
 def test_a_target_and_its_account_recovering_together_keep_the_lesser_share(world: World) -> None:
     world.fail(ErrorClass.RATE_LIMITED, A1)
     world.fail(ErrorClass.RATE_LIMITED, A2)
+    world.now += 11.0
     world.ok(A3)
-    world.now += 15.0
+    world.now += 4.0
     world.ok(A1)
     assert (0.25, 0.1) == (world.view(A3).share, world.view(A1).share)
 
@@ -798,6 +894,20 @@ def test_a_streak_survives_a_restart(half_open: World) -> None:
     other = revived(half_open)
     other.fail(ErrorClass.RATE_LIMITED)
     assert 30.0 == other.cooling_s()
+
+
+def test_the_length_of_an_outage_survives_a_restart(world: World) -> None:
+    world.fail(ErrorClass.SERVER_ERROR, times=3)
+    for _ in range(8):
+        trip_again(world, ErrorClass.SERVER_ERROR)
+    other = revived(world)
+    assert 30.0 < trip_again(world, ErrorClass.SERVER_ERROR) == trip_again(other, ErrorClass.SERVER_ERROR)
+
+
+def test_an_outage_saved_without_its_beginning_is_probed_soon(world: World) -> None:
+    entry = {"provider": "a", "model": "one", "until": START + 9, "reason": "server_error", "streak": 6}
+    world.engine.load({"subjects": [entry]}, START)
+    assert 15.0 == trip_again(world, ErrorClass.SERVER_ERROR)
 
 
 def test_healthy_subjects_are_not_saved(world: World) -> None:

@@ -15,6 +15,7 @@ from extproc.core.exchange import (
     Action,
     CancelTimer,
     Close,
+    Event,
     Part,
     Pass,
     ReleaseBody,
@@ -37,6 +38,7 @@ from tests.unit.core.build import (
     LONG_C,
     MESSAGES,
     NOW,
+    REQUEST_ID,
     SMALL_A,
     A,
     B,
@@ -179,13 +181,21 @@ class TestTheSameTarget:
         assert book << SetTimer(2.0) >> Fires() << again << NUDGE
         assert NOW + 2.2 == book.clock.now
 
+    def test_is_asked_again_after_trailers_that_came_during_the_wait(self) -> None:
+        """They stay unanswered: Envoy has no use for them once the held headers start the next attempt."""
+        made = gateway(config(BIG))
+        long = b" " * ERROR_BODY_LIMIT_BYTES
+        book = conversation(made) >> answered(routed(made), 429, retry_after="2") << HELD >> chunk(long, end=False)
+        waiting = book << SetTimer(2.0) >> Trailers(Part.RESPONSE_TRAILERS)
+        assert waiting >> Fires() << Some(ReleaseHeaders, retry=True, replan=True) << NUDGE
+
     def test_comes_next_in_the_plan_and_the_others_after_it(self) -> None:
         made = gateway(config(BIG))
         exchange = JudgeExchange(made, "a-cluster")
         exchange.handle(answered(routed(made), 500), NOW + 0.1)
         exchange.handle(chunk(b""), NOW + 0.1)
         state = state_of(exchange.handle(TimerFired(), NOW + 0.3)[0])
-        assert ([A, A, B, C], ("server_error",)) == (keys(state.plan), state.classes)
+        assert ([A, A, B], ("server_error",)) == (keys(state.plan), state.classes)
 
     def test_is_asked_again_once_after_a_fast_server_error(self) -> None:
         made = gateway(config(BIG), draw=0.5)
@@ -253,6 +263,19 @@ class TestTheEndOfARequest:
         made = gateway(config(BIG, {"deadline": "10s"}))
         book = conversation(made, later_s=10.0) >> answered(routed(made), 429) << HELD >> chunk(b"{}")
         assert book << CancelTimer() << Some(Respond, status=429) << Close()
+
+    def test_says_how_its_body_is_compressed(self) -> None:
+        made = gateway(config({"big": chain(A)}))
+        verdict = judged(made, routed(made), 503, b"packed", content_encoding="gzip")
+        assert isinstance(verdict, Respond)
+        assert (b"packed", "gzip") == (verdict.body, dict(verdict.headers)["content-encoding"])
+
+    def test_leaves_out_a_compressed_body_that_was_cut(self) -> None:
+        made = gateway(config({"big": chain(A)}))
+        long = b"p" * (ERROR_BODY_LIMIT_BYTES + 1)
+        verdict = judged(made, routed(made), 503, long, content_encoding="gzip")
+        assert isinstance(verdict, Respond)
+        assert (503, b"", None) == (verdict.status, verdict.body, dict(verdict.headers).get("content-encoding"))
 
     def test_keeps_what_the_provider_told_about_limits_and_ids(self) -> None:
         made = gateway(config({"big": chain(A)}))
@@ -393,9 +416,25 @@ class TestABadAnswerInsideA200:
 class TestAnOrdinaryAnswer:
     def test_passes_untouched(self) -> None:
         made = gateway(config(BIG))
-        book = conversation(made) >> answered(routed(made), 200) << ReleaseHeaders() << CancelTimer()
-        more = book >> chunk(b"a", end=False) << ReleaseBody(b"a", False) << CancelTimer()
+        book = conversation(made) >> answered(routed(made), 200)
+        more = book >> chunk(b"a", end=False) << ReleaseHeaders() << ReleaseBody(b"a", False) << CancelTimer()
         assert more >> chunk(b"b") << ReleaseBody(b"b", True) << CancelTimer()
+
+    def test_is_held_until_its_first_byte(self) -> None:
+        made = gateway(config(BIG))
+        book = conversation(made) >> answered(routed(made), 200) >> chunk(b"", end=False)
+        assert book >> chunk(b"a") << ReleaseHeaders() << ReleaseBody(b"a", True) << CancelTimer()
+        assert False is made.records[REQUEST_ID].attempts[0].held
+
+    @pytest.mark.parametrize("ended_by", [chunk(b""), Trailers(Part.RESPONSE_TRAILERS)])
+    def test_that_turns_out_to_be_empty_is_none(self, ended_by: Event) -> None:
+        made = gateway(config(BIG))
+        book = conversation(made) >> answered(routed(made), 200) >> ended_by
+        failed = Some(ReleaseHeaders, set_headers=((":status", "502"),), retry=True)
+        assert book << CancelTimer() << failed << NUDGE
+        failure = made.records[REQUEST_ID].attempts[0].failure
+        assert failure is not None
+        assert ErrorClass.BAD_ANSWER == failure.error_class
 
     def test_of_a_request_that_is_not_ours_passes_whatever_it_is(self) -> None:
         book = conversation(gateway(config(BIG))) >> answered(None, 500)
@@ -403,8 +442,9 @@ class TestAnOrdinaryAnswer:
 
     def test_keeps_its_trailers(self) -> None:
         made = gateway(config(BIG))
-        book = conversation(made) >> answered(routed(made), 200) << ReleaseHeaders() << CancelTimer()
-        ended = book >> Trailers(Part.RESPONSE_TRAILERS) << CancelTimer()
+        book = conversation(made) >> answered(routed(made), 200)
+        shown = book >> chunk(b"a", end=False) << ReleaseHeaders() << ReleaseBody(b"a", False) << CancelTimer()
+        ended = shown >> Trailers(Part.RESPONSE_TRAILERS) << CancelTimer()
         assert ended << Pass(Part.RESPONSE_TRAILERS)
 
 

@@ -15,6 +15,7 @@ from extproc.core.exchange import (
     ResponseBody,
     ResponseHeaders,
     RouteTo,
+    SetTimer,
 )
 from extproc.core.gateway import Active, Gateway
 from extproc.core.health import HealthEngine
@@ -32,14 +33,16 @@ CONFIG = {
 }
 
 
-def routed() -> tuple[Gateway, RequestState]:
+def routed(**policy: object) -> tuple[Gateway, RequestState]:
     """Return a gateway and the state of a request on its way to the first of two targets."""
-    snapshot = compile_snapshot(load_config(orjson.dumps(CONFIG).decode()), version=1)
+    config = CONFIG | ({"policies": {"default": policy}} if policy else {})
+    snapshot = compile_snapshot(load_config(orjson.dumps(config).decode()), version=1)
     gateway = Gateway(HealthEngine(lambda: 0.5), lambda: 0.5)
     gateway.activate(Active(snapshot, {(name, "default"): name for name in snapshot.providers}))
     route = RouteExchange(gateway)
     route.handle(RequestHeaders({":path": "/v1/chat/completions", ":method": "POST", "x-request-id": "1"}, False), 1.0)
-    action = route.handle(RequestBody(b'{"model": "m"}'), 1.0)[0]
+    body = b'{"model": "m", "stream": true}' if policy else b'{"model": "m"}'
+    action = route.handle(RequestBody(body), 1.0)[0]
     assert isinstance(action, RouteTo)
     return gateway, action.state
 
@@ -72,3 +75,12 @@ def test_a_retry_decided_by_the_body_brings_its_piece_along() -> None:
     headers, piece = spoken(judge.handle(ResponseBody(b"{}", True), 1.1))
     assert isinstance(headers, ReleaseHeaders)
     assert (True, ReleaseBody(b"", False)) == (headers.retry, piece)
+
+
+def test_a_stream_that_nobody_guards_is_timed_by_envoy_alone() -> None:
+    """Its route's idle timer is the longer of the two limits; one of ours would cut a late first token."""
+    gateway, state = routed(stream_guard="off")
+    judge = JudgeExchange(gateway, "a")
+    headers = ResponseHeaders(200, {"content-type": "text/event-stream"}, False, state)
+    actions = judge.handle(headers, 1.1) + judge.handle(ResponseBody(b"data: {}\n\n", False), 1.2)
+    assert [] == [action for action in actions if isinstance(action, SetTimer)]

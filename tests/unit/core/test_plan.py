@@ -202,6 +202,17 @@ class TestHealth:
         planned = plan({"big": chain(A, B)}, view(a=probe())).planned
         assert [(A, True), (B, False)] == [(step.key, step.probe) for step in planned]
 
+    def test_is_asked_after_all_others_where_it_is_not_the_first(self) -> None:
+        """Its second place is in the plans of all requests of the moment, and its probe is to be a single one."""
+        planned = plan({"big": chain(A, B, C)}, view(b=probe())).planned
+        assert [A, C, B] == keys(planned)
+
+    def test_is_asked_after_fallback_models_too_where_it_is_not_the_first(self) -> None:
+        models = {"big": chain(A, B, fallback=["small"]), "small": chain(C)}
+        assert [(A, "big"), (C, "small"), (B, "big")] == [
+            (step.key, step.public_model) for step in plan(models, view(b=probe())).planned
+        ]
+
 
 class TestTheMode:
     @pytest.mark.parametrize(

@@ -159,3 +159,25 @@ def test_a_wait_must_fit_into_what_envoy_still_waits(hold_left_s: float, expecte
 @pytest.mark.parametrize(("elapsed_s", "expected"), [(89.9, None), (89.8, 0.1875)])
 def test_a_wait_must_end_before_the_deadline(elapsed_s: float, expected: float | None) -> None:
     assert expected == wait(elapsed_s=elapsed_s)
+
+
+# What the policy says.
+
+
+def test_the_back_off_begins_where_the_policy_says() -> None:
+    assert 1.0 == wait(rule=policy(backoff_s=1.0), draw=1.0)
+
+
+def test_the_back_off_ends_where_the_policy_says() -> None:
+    assert 0.375 == wait(rule=policy(max=9, max_backoff_s=0.375), draw=1.0, same_target=2)
+
+
+def test_a_retry_after_is_waited_for_as_long_as_the_policy_says() -> None:
+    rule = policy(retry_after_up_to_s=5.0)
+    found = [wait(ErrorClass.RATE_LIMITED, rule, retry_after_s=seconds) for seconds in (5.0, 5.5)]
+    assert [5.0, None] == found
+
+
+def test_a_failure_is_slow_when_the_policy_says() -> None:
+    rule = policy(only_if_faster_than_s=0.3)
+    assert [0.1875, None] == [wait(rule=rule, attempt_s=seconds) for seconds in (0.29, 0.3)]

@@ -100,6 +100,24 @@ class TestARequestThatCanBeServed:
         assert asked(made) << Some(RouteTo, attempts=2) << Close()
         assert [A, B] == keys(made.records[REQUEST_ID].state.plan)
 
+    def test_is_held_to_the_policy_that_its_model_names(self) -> None:
+        once = {"once": {"attempts": 1}}
+        made = gateway(config({"big": chain(A, B, policy="once")}, {"attempts": 3}, policies=once))
+        assert asked(made) << Some(RouteTo, attempts=1) << Close()
+        assert "once" == made.records[REQUEST_ID].state.policy
+
+    @pytest.mark.parametrize("forced", [True, False])
+    def test_asks_for_the_usage_of_a_stream_only_where_the_policy_says_so(self, forced: bool) -> None:
+        made = gateway(config(BIG, {"force_usage": forced}))
+        asking = {"stream_options": {"include_usage": True}} if forced else {}
+        sent = {"model": "m-a", "messages": [], "stream": True} | asking
+        exchange = RouteExchange(made)
+        exchange.handle(headers(), NOW)
+        routed_to = exchange.handle(body(stream=True), NOW)[0]
+        assert isinstance(routed_to, RouteTo)
+        assert sent == json.loads(routed_to.body or b"")
+        assert forced is made.records[REQUEST_ID].state.hide_usage
+
     def test_keeps_the_client_s_bytes_when_the_provider_uses_the_same_name(self) -> None:
         made = gateway(config({"m-a": chain(A)}))
         assert asked(made, model="m-a") << Some(RouteTo, body=None) << Close()
@@ -271,10 +289,17 @@ class TestARefusalOfTheBody:
         sent = headers(authorization=f"Bearer {TOKEN}")
         assert asked(made, sent) << refusal(403, "model_not_allowed") << Close()
 
-    def test_does_not_quote_a_model_name_that_is_no_name(self) -> None:
+    def test_that_names_a_model_in_other_characters_than_a_header_can_hold(self) -> None:
+        """Also of a caller who pins the target, before anything is planned."""
+        made = gateway(config({"*": chain(A)}, server={"trust_route_headers": True}))
+        sent = headers(x_gateway_target="a/m-a")
+        assert asked(made, sent, model="any-\r\nx-evil: 1") << refusal(400, "bad_request") << Close()
+
+    @pytest.mark.parametrize("name", ["my prompt\n", "my prompt" * 12])
+    def test_does_not_quote_a_model_name_that_is_no_name(self, name: str) -> None:
         exchange = RouteExchange(gateway(config(BIG)))
         exchange.handle(headers(), NOW)
-        answer = exchange.handle(body(model="my prompt\n"), NOW)[0]
+        answer = exchange.handle(body(model=name), NOW)[0]
         assert isinstance(answer, Respond)
         assert b"my prompt" not in answer.body
 
@@ -365,6 +390,13 @@ class TestTheGatewayItself:
     def test_knows_no_model_of_another_name(self) -> None:
         book = conversation(gateway(config(BIG))) >> headers("/v1/models/none", "GET")
         assert book << refusal(404, "model_not_found") << Close()
+
+    @pytest.mark.parametrize("name", ["any-\udcff", "any-\x85", "any-\u202e"])
+    def test_shows_no_model_whose_name_cannot_be_told(self, name: str) -> None:
+        """Bytes of a path that are no UTF-8 arrive as half surrogates."""
+        made = gateway(config({"any-*": {"targets": [{"provider": "a", "model": "*"}]}}))
+        answer = RouteExchange(made).handle(headers(f"/v1/models/{name}", "GET"), NOW)
+        assert [refusal(400, "bad_request"), Close()] == answer
 
     def test_lists_nothing_without_a_token(self) -> None:
         book = conversation(guarded()) >> headers("/v1/models", "GET")

@@ -54,6 +54,25 @@ class TestAStory:
         assert first.view.until > NOW
         assert [None, None] == [c.reason for c in others]
 
+    @pytest.mark.parametrize(
+        ("kind", "failures", "evidence"),
+        [
+            (ErrorClass.RATE_LIMITED, 1, ("refused=1",)),
+            (ErrorClass.OVERLOADED, 3, ("failures_in_a_row=3", "consecutive=3")),
+            (ErrorClass.CONNECTION, 3, ("account.failures_in_a_row=3", "account.consecutive=3")),
+        ],
+    )
+    def test_says_which_value_met_which_threshold(
+        self, scene: Scene, kind: ErrorClass, failures: int, evidence: tuple[str, ...]
+    ) -> None:
+        for _ in range(failures):
+            scene.trip(FIRST, kind)
+        scene.begin("r")
+        scene.attempt_ends("r", "second-cluster")
+        scene.request_ends("r", told=served(SECOND, mode="health_reroute"))
+        first, *others = scene.story.candidates
+        assert (evidence, [(), ()]) == (first.evidence, [c.evidence for c in others])
+
     def test_has_the_outcome_that_envoy_saw(self, scene: Scene) -> None:
         story = told(scene, tokens={"input": 7, "output": 3}, response_bytes=9)
         assert ("served", 200, "first/big-1", "big", "balanced") == (
@@ -120,7 +139,7 @@ class TestAStory:
             story.attempt_count,
             story.classes,
         )
-        assert Replay(False, "no plan was recorded for this request") == replay(story, scene.snapshot)
+        assert Replay(None, not_run="no plan was recorded for this request") == replay(story, scene.snapshot)
 
     def test_keeps_a_providers_own_words_out(self, scene: Scene) -> None:
         state = scene.begin("r")
@@ -154,7 +173,30 @@ class TestAStory:
         assert (1, None, 200, 0.0, 200.0) == tuple(
             attempt[key] for key in ("n", "class", "status", "start_ms", "duration_ms")
         )
-        assert {"same": True, "differs": None} == explained["replay"]
+        assert {"same": True, "differs": None, "not_run": None} == explained["replay"]
+
+
+class TestARequestWhoseCallerLeftBeforeWeHeardOfIt:
+    """Envoy's log may overtake the exchange that would begin a request or an attempt."""
+
+    @pytest.fixture
+    def left(self) -> Scene:
+        scene = Scene()
+        scene.request_ends("r", 0, attempts=0, flags=frozenset({"downstream_connection_termination"}))
+        return scene
+
+    def test_is_told_once_and_is_not_under_way(self, left: Scene) -> None:
+        left.begin("r")
+        assert (["aborted"], {}) == ([story.outcome for story in left.stories], dict(left.gateway.records))
+
+    def test_is_not_under_way_after_a_later_attempt_either(self, left: Scene) -> None:
+        state = Scene().begin("r")
+        left.gateway.open_attempt(state.opened(2, NOW, ("overloaded",)), NOW)
+        assert {} == dict(left.gateway.records)
+
+    def test_takes_none_of_its_providers_room(self, left: Scene) -> None:
+        left.begin("r")
+        assert 0 == left.gateway.in_flight.count("first")
 
 
 class TestReplay:
@@ -175,7 +217,7 @@ class TestReplay:
         first, *others = story.candidates
         ill = first._replace(view=first.view._replace(eligible=False))
         found = replay(replace(story, candidates=(ill, *others)), scene.snapshot)
-        assert not found.same
+        assert found.same is False
         assert found.differs is not None
         assert found.differs.startswith("place 1 was first/big-1 (balanced), planned again second/big-2")
 
@@ -183,10 +225,11 @@ class TestReplay:
         story = told(scene)
         other = snapshot({**CONFIG, "server": {"retry_budget": 0.5}})
         found = replay(story, other)
-        assert found == Replay(False, "version 1 here has other content than the one this request was planned with")
+        why = "version 1 here has other content than the one this request was planned with"
+        assert found == Replay(None, None, why)
 
     def test_says_that_a_version_is_gone(self, scene: Scene) -> None:
-        assert Replay(False, "version 1 is no longer at hand here") == replay(told(scene), None)
+        assert Replay(None, not_run="version 1 is no longer at hand here") == replay(told(scene), None)
 
     def test_of_a_pinned_request_is_its_pin(self) -> None:
         scene = Scene(TRUSTING)

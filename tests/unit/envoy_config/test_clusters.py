@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from extproc.config.compile import compile_snapshot
+from extproc.config.load import load_config
+from extproc.envoy_config.clusters import LEAST_PENDING, UNLIMITED
+from extproc.envoy_config.filters import foreign_headers
 from extproc.envoy_config.resource import MIB
 from extproc.wire import names
-from tests.unit.config.build import edited
+from tests.unit.config.build import SMALL, edited
 from tests.unit.envoy_config.build import CA_FILE, ORDINARY, PATHS, find, rendered
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -170,15 +176,21 @@ class TestReachingAProvider:
 class TestLimits:
     def test_follow_the_provider_and_never_run_out_of_retries(self) -> None:
         """Envoy's default of three concurrent retries would surface failovers as errors."""
-        config = edited(ORDINARY, ("providers", "openai", "limits"), {"max_connections": 10, "max_pending": 20})
+        config = edited(ORDINARY, ("providers", "openai", "limits"), {"max_connections": 10, "max_pending": 2000})
         (threshold,) = clusters(config)["openai"]["circuit_breakers"]["thresholds"]
         assert {
             "priority": "DEFAULT",
             "max_connections": 10,
-            "max_pending_requests": 20,
-            "max_requests": 30,
-            "max_retries": 30,
+            "max_pending_requests": 4000,
+            "max_requests": 4010,
+            "max_retries": UNLIMITED,
         } == threshold
+
+    def test_leave_room_for_requests_that_only_this_provider_can_serve(self) -> None:
+        """Envoy never retries what overflows a breaker: keeping to `max_pending` is the planner's."""
+        config = edited(ORDINARY, ("providers", "openai", "limits"), {"max_connections": 1, "max_pending": 1})
+        (threshold,) = clusters(config)["openai"]["circuit_breakers"]["thresholds"]
+        assert (1, LEAST_PENDING) == (threshold["max_connections"], threshold["max_pending_requests"])
 
     def test_of_every_cluster_allow_as_many_retries_as_requests(self) -> None:
         made = rendered()
@@ -229,10 +241,15 @@ class TestTheUpstreamChain:
         judge = chain(clusters()["openai"])[0]["typed_config"]
         (matcher,) = judge["xds_matcher"]["matcher_list"]["matchers"]
         assert "envoy.extensions.filters.common.matcher.action.v3.SkipFilter" in str(matcher["on_match"])
-        status, content_type, length = matcher["predicate"]["and_matcher"]["predicate"]
+        status, typed, content_type, length = matcher["predicate"]["and_matcher"]["predicate"]
         assert {"exact": "2xx"} == status["single_predicate"]["value_match"]
+        some = typed["single_predicate"]
+        assert (".+", "content-type") == (
+            some["value_match"]["safe_regex"]["regex"],
+            some["input"]["typed_config"]["header_name"],
+        )
         unusual = content_type["not_matcher"]["single_predicate"]
-        assert "(text/event-stream|text/html).*" == unusual["value_match"]["safe_regex"]["regex"]
+        assert "(?i)(text/event-stream|text/html).*" == unusual["value_match"]["safe_regex"]["regex"]
         assert "content-type" == unusual["input"]["typed_config"]["header_name"]
         empty = length["not_matcher"]["single_predicate"]
         assert ({"exact": "0"}, "content-length") == (
@@ -273,6 +290,10 @@ class TestTheUpstreamChain:
             "x-api-key",
             "api-key",
             "x-goog-api-key",
+            "ocp-apim-subscription-key",
+            "openai-organization",
+            "openai-project",
+            "x-goog-user-project",
             "cookie",
             "forwarded",
             "x-real-ip",
@@ -295,6 +316,12 @@ class TestTheUpstreamChain:
         mutations = find(chain(clusters()["local"]), name="gateway.headers")[0]["typed_config"]["mutations"]
         removed = [one["remove_on_match"]["key_matcher"] for one in mutations[direction] if "remove_on_match" in one]
         assert prefixes == {one["prefix"] for one in removed}
+
+    def test_drops_a_key_s_header_even_if_all_protocols_share_it(self) -> None:
+        """An older version may still name one; the key of one provider must not reach the next."""
+        (made,) = compile_snapshot(load_config(json.dumps(SMALL)), 1).providers.values()
+        told = replace(made, auth_header="user-agent", headers=(("accept", "x"), ("x-account", "1")))
+        assert ["user-agent", "x-account"] == foreign_headers([told])
 
     def test_drops_first_and_sets_afterwards(self) -> None:
         mutations = find(chain(clusters()["openai"]), name="gateway.headers")[0]["typed_config"]["mutations"]
@@ -332,6 +359,14 @@ class TestTheUpstreamChain:
         assert (True, "authorization") == (credential["overwrite"], generic["header"])
         assert (f"{PATHS.sds}/{file}", {"path": str(PATHS.sds)}) == (source["path"], source["watched_directory"])
         assert file == f"{generic['credential']['name']}.json"
+
+    def test_injects_the_key_into_the_header_that_the_provider_names(self) -> None:
+        """And drops what a caller sent in it, at every provider."""
+        made = clusters(edited(ORDINARY, ("providers", "openai", "auth"), {"header": "api-token"}))
+        credential = find(chain(made["openai"]), name="gateway.credential")[0]["typed_config"]
+        assert "api-token" == credential["credential"]["typed_config"]["header"]
+        mutations = find(chain(made["local"]), name="gateway.headers")[0]["typed_config"]["mutations"]
+        assert {"remove": "api-token"} in mutations["request_mutations"]
 
     def test_lets_extproc_fail_closed_and_say_so(self) -> None:
         made = rendered()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from extproc.core.errors import CODES
 from extproc.envoy_config.local_reply import local_reply_config
 from extproc.wire import names
 from tests.unit.config.build import FULL, edited
-from tests.unit.envoy_config.build import ORDINARY, find, rendered, walk
+from tests.unit.envoy_config.build import ORDINARY, TLS_FILES, find, rendered, walk
 
 
 def manager(config: Any = None) -> dict[str, Any]:
@@ -21,11 +20,7 @@ def manager(config: Any = None) -> dict[str, Any]:
     return found
 
 
-def pair(folder: Path) -> dict[str, str]:
-    """Write two files that stand for a certificate and its key."""
-    for name in ("cert", "key"):
-        (folder / name).write_text(f"the {name}")
-    return {"cert_file": str(folder / "cert"), "key_file": str(folder / "key")}
+PAIR = {"cert_file": str(TLS_FILES / "server.crt"), "key_file": str(TLS_FILES / "server.key")}
 
 
 class TestTheListener:
@@ -55,9 +50,9 @@ class TestTheListener:
     def test_gives_an_http2_caller_more_room_than_one_answer_may_take(self) -> None:
         assert 32 * 1024 * 1024 < manager()["http2_protocol_options"]["initial_stream_window_size"]
 
-    def test_serves_tls_only_when_the_operator_has_a_certificate(self, tmp_path: Path) -> None:
+    def test_serves_tls_only_when_the_operator_has_a_certificate(self) -> None:
         assert "transport_socket" not in rendered().lds[0]["filter_chains"][0]
-        made = rendered(edited(ORDINARY, ("server", "tls"), pair(tmp_path)))
+        made = rendered(edited(ORDINARY, ("server", "tls"), PAIR))
         context = made.lds[0]["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
         (certificate,) = context["tls_certificate_sds_secret_configs"]
         assert f"{certificate['name']}.json" in made.sds
@@ -144,6 +139,7 @@ class TestEnvoysOwnReplies:
         ("trait", "code"),
         [
             ("ext_proc_error", "gateway_unavailable"),
+            ('"UO"', "no_healthy_target"),
             ('"UT"', "upstream_timeout"),
             ('"SI"', "upstream_timeout"),
             ('"UF"', "upstream_connect_failed"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from extproc.core.endpoints import Kind
+from extproc.envoy_config.routes import merge_routes
 from extproc.wire import names
 from tests.unit.config.build import edited
 from tests.unit.envoy_config.build import ORDINARY, find, rendered
@@ -139,3 +140,27 @@ class TestTheRest:
 
     def test_no_header_or_metadata_of_a_client_picks_a_cluster(self) -> None:
         assert [] == [node for node in find(rendered().rds) if "cluster_header" in node]
+
+
+def configuration(*policies: str, timer: str = "1s") -> dict[str, Any]:
+    """Return a route configuration with one route a policy."""
+    own = [{"name": f"{name}-unary", "timer": timer} for name in policies]
+    return {"virtual_hosts": [{"routes": [{"name": "healthz"}, *own, {"name": "no-plan"}]}]}
+
+
+def merged_names(*configurations: dict[str, Any]) -> list[str]:
+    return [route["name"] for route in merge_routes(configurations)["virtual_hosts"][0]["routes"]]
+
+
+def test_a_policy_that_only_an_older_version_has_keeps_its_route() -> None:
+    """A request that began under it would match none, and its caller would get 404."""
+    assert ["healthz", "new-unary", "old-unary", "no-plan"] == merged_names(configuration("old"), configuration("new"))
+
+
+def test_of_two_routes_with_one_name_the_newer_counts() -> None:
+    merged = merge_routes([configuration("same", timer="1s"), configuration("same", timer="9s")])
+    assert ["9s"] == [route["timer"] for route in merged["virtual_hosts"][0]["routes"] if "timer" in route]
+
+
+def test_one_version_alone_is_not_changed() -> None:
+    assert configuration("a", "b") == merge_routes([configuration("a", "b")])

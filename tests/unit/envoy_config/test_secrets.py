@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from extproc.config.snapshot import SecretRef
 from extproc.envoy_config import files
 from extproc.envoy_config.files import write_json, write_resources
 from extproc.envoy_config.filters import secret_name
-from extproc.envoy_config.secrets import PLACEHOLDER, read_key
+from extproc.envoy_config.secrets import PLACEHOLDER, listener_secret_name, read_key
 from extproc.render import envoy_paths
+from tests.support.certs import Authority
 from tests.unit.config.build import edited
-from tests.unit.envoy_config.build import CA_FILE, ORDINARY, find, rendered
+from tests.unit.envoy_config.build import CA_FILE, ORDINARY, TLS_FILES, find, rendered
 
 PLANTED = "sk-planted-0123456789"
 
@@ -79,6 +82,50 @@ class TestTheNameOfASecret:
 
     def test_does_not_change_with_the_value(self) -> None:
         assert set(rendered(environ={"OPENAI_KEY": "a"}).sds) == set(rendered(environ={"OPENAI_KEY": "b"}).sds)
+
+
+class TestTheFrontCertificate:
+    @staticmethod
+    def made(cert: Path, key: Path) -> Any:
+        return rendered(edited(ORDINARY, ("server", "tls"), {"cert_file": str(cert), "key_file": str(key)}))
+
+    @staticmethod
+    def name_of(cert: Path, key: Path) -> str:
+        return listener_secret_name(str(cert), str(key))
+
+    def copied(self, folder: Path) -> tuple[Path, Path]:
+        return tuple(Path(shutil.copy(TLS_FILES / name, folder)) for name in ("server.crt", "server.key"))  # type: ignore[return-value]
+
+    def test_is_what_the_two_files_of_the_config_hold(self, tmp_path: Path) -> None:
+        pair = Authority(tmp_path / "ca").sign("front")
+        (secret,) = find([*self.made(pair.cert, pair.key).sds.values()], name=self.name_of(pair.cert, pair.key))
+        expected = {
+            "certificate_chain": {"inline_string": pair.cert.read_text()},
+            "private_key": {"inline_string": pair.key.read_text()},
+        }
+        assert expected == secret["tls_certificate"]
+
+    def test_of_other_files_is_another_secret(self, tmp_path: Path) -> None:
+        """Or a version that is refused would already have replaced the certificate of the one that serves."""
+        here = self.made(TLS_FILES / "server.crt", TLS_FILES / "server.key")
+        there = self.made(*self.copied(tmp_path))
+        assert not set(here.sds) & {name for name in there.sds if name.startswith("gateway-listener")}
+
+    def test_of_renewed_files_is_the_same_secret(self, tmp_path: Path) -> None:
+        cert, key = self.copied(tmp_path)
+        before = self.made(cert, key)
+        renewed = Authority(tmp_path / "ca").sign("renewed")
+        shutil.copy(renewed.cert, cert)
+        shutil.copy(renewed.key, key)
+        after = self.made(cert, key)
+        assert before.sds.keys() == after.sds.keys()
+        assert before.sds != after.sds
+
+    def test_whose_key_belongs_to_another_is_refused(self, tmp_path: Path) -> None:
+        """Envoy would keep the old one and say so to nobody but its log."""
+        other = Authority(tmp_path / "ca").sign("other")
+        with pytest.raises(ssl.SSLError):
+            self.made(TLS_FILES / "server.crt", other.key)
 
 
 class TestReadingAKey:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import shutil
 import socket
 import ssl
 import subprocess
@@ -18,6 +17,7 @@ from tests.support import wall as w
 from tests.support.http1 import Call, Reply, request
 from tests.support.load import run_load
 from tests.support.ports import free_port, release_port
+from tests.support.programs import needed
 from tests.support.wall import Behaviour, Wall, WallProcess
 
 CHAT: dict[str, Any] = {"model": "m-1", "messages": [{"role": "user", "content": "hi"}]}
@@ -437,10 +437,9 @@ def test_a_tls_caller_that_never_closes_does_not_hold_up_the_end(tmp_path: Path)
 
 
 def _tls(folder: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl command")
     cert, key = folder / "cert.pem", folder / "key.pem"
-    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    argv = [needed("openssl", "openssl"), "req", "-x509", "-newkey", "ec", "-nodes"]
+    argv += ["-pkeyopt", "ec_paramgen_curve:prime256v1"]
     argv += ["-subj", "/CN=wall", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
     subprocess.run([*argv, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

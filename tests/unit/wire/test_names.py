@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 import extproc
+from extproc.config.fields import SHARED_HEADERS
 from extproc.core.attempt import ATTEMPT_COUNT
 from extproc.core.route import TARGET_HEADER
 from extproc.envoy_config.render import Rendered
@@ -75,3 +76,7 @@ def test_no_other_module_spells_a_word_of_its_own(word: str) -> None:
     quoted = re.compile(rf"""["']{re.escape(word)}["']""")
     modules = [path for path in PACKAGE.rglob("*.py") if "pb" not in path.parts and path.name != "names.py"]
     assert [] == [path.name for path in modules if quoted.search(path.read_text())]
+
+
+def test_no_header_that_reaches_every_provider_may_carry_a_key() -> None:
+    assert frozenset() == names.SHARED_HEADERS - SHARED_HEADERS
