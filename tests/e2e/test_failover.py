@@ -27,6 +27,8 @@ from tests.support.wall import (
 )
 
 QUICK_S = 0.7
+TIMER_GRAIN_S = 0.05
+"""Envoy counts its timers from the start of a turn of its event loop, which may lie before the request."""
 """First byte and first token timeout of the policy `quick`: long enough for a busy machine's healthy answers."""
 POLICIES: dict[str, dict[str, Any]] = {
     "quick": {"first_byte_timeout": "700ms", "first_token_timeout": "700ms"},
@@ -182,7 +184,7 @@ def test_a_silent_provider_costs_the_caller_only_the_first_byte_timeout(road: Ro
     reply = road.gateway.chat(lane.model)
 
     assert 200 == reply.status
-    assert QUICK_S <= reply.seconds < QUICK_S + 2
+    assert QUICK_S - TIMER_GRAIN_S <= reply.seconds < QUICK_S + 2
     assert road.primary.requests[0].disconnected.wait(5)
 
 

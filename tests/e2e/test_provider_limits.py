@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,13 @@ def callers() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+def narrow_primary(primary: Wall, fallback: Wall) -> dict[str, Any]:
+    """Let the primary have one request on its connection and one that waits for it."""
+    config = two_providers(primary, fallback)
+    config["providers"]["primary"] = provider(primary, "PRIMARY_KEY", limits=NARROW)
+    return config
+
+
 def ask(callers: ThreadPoolExecutor, gateway: Gateway, count: int = AT_ONCE) -> list[Future[Reply]]:
     """Send requests at the same time."""
     return [callers.submit(gateway.chat, "demo-primary") for _ in range(count)]
@@ -38,8 +46,7 @@ def test_requests_beyond_a_provider_s_limits_are_served_by_the_next_target(
     gateway_factory: GatewayFactory, primary: Wall, fallback: Wall, callers: ThreadPoolExecutor
 ) -> None:
     """One on its connection and one waiting for it; Envoy would have answered the others 503 without another try."""
-    config = two_providers(primary, fallback)
-    config["providers"]["primary"] = provider(primary, "PRIMARY_KEY", limits=NARROW)
+    config = narrow_primary(primary, fallback)
     gateway = gateway_factory(config)
     primary.script(ok(first_delay_s=1.0))
     got = results(ask(callers, gateway))
@@ -49,8 +56,7 @@ def test_requests_beyond_a_provider_s_limits_are_served_by_the_next_target(
 def test_a_provider_has_room_again_once_its_requests_have_ended(
     gateway_factory: GatewayFactory, primary: Wall, fallback: Wall, callers: ThreadPoolExecutor
 ) -> None:
-    config = two_providers(primary, fallback)
-    config["providers"]["primary"] = provider(primary, "PRIMARY_KEY", limits=NARROW)
+    config = narrow_primary(primary, fallback)
     gateway = gateway_factory(config)
     primary.script(ok(first_delay_s=0.3))
     results(ask(callers, gateway))
@@ -62,8 +68,7 @@ def test_a_provider_has_room_again_once_its_requests_have_ended(
 def test_requests_that_only_a_full_provider_can_serve_wait_for_it(
     gateway_factory: GatewayFactory, primary: Wall, fallback: Wall, callers: ThreadPoolExecutor
 ) -> None:
-    config = two_providers(primary, fallback)
-    config["providers"]["primary"] = provider(primary, "PRIMARY_KEY", limits=NARROW)
+    config = narrow_primary(primary, fallback)
     del config["models"]["demo-primary"]["fallback"]
     gateway = gateway_factory(config)
     primary.script(ok(first_delay_s=0.1))
