@@ -112,6 +112,7 @@ class Agent:
         self._heartbeat_at = 0.0
         self._keys_at = 0.0
         self._apply_at = 0.0
+        self._retire_at = 0.0
 
     @property
     def report(self) -> Report:
@@ -320,14 +321,18 @@ class Agent:
 
     async def _retire(self, now: float) -> None:
         kept = [live for live in self._live if live.until is None or live.until > now]
-        if len(kept) == len(self._live):
+        if len(kept) == len(self._live) or now < self._retire_at:
             return
         try:
             await asyncio.to_thread(self._files.retire, [live.rendered for live in kept])
         except OSError as error:
             self._in_trouble(error)
-        else:
-            self._live = kept
+            self._retire_at = now + RETRY_S
+            return
+        self._live = kept
+        if self._retire_at:
+            # The trouble was this one; another's is not over because of it.
+            self._retire_at, self._trouble = 0.0, None
 
     def _all_live(self) -> Rendered:
         """Return what Envoy has: the active version's documents, and what older ones still need."""

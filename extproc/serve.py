@@ -82,7 +82,7 @@ def run_serve(settings: ServeSettings, source: InstanceStore) -> int:
     data_dir = DataDir(settings.data_dir)
     data_dir.create()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Read before anything that takes long, so that a supervisor that ends meanwhile is missed.
+    # Read before anything that takes long, so that a supervisor that ends meanwhile is noticed.
     return asyncio.run(_Serve(settings, data_dir, source).run(os.getppid()))
 
 

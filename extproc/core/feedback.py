@@ -1,8 +1,8 @@
 """What Envoy's access log says about attempts and requests, turned into verdicts for the health engine.
 
 The judge understands answered failures; this is where silent ones, broken ones and good ones get theirs. Attempt
-entries carry no attempt number, so they are matched to a request's attempts in order. Each attempt is charged once,
-whoever comes first.
+entries carry no attempt number, so they are matched to a request's attempts in order; a last attempt with a good answer
+has none and is settled by the request's own. Each attempt is charged once, whoever comes first.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class RequestLogged:
     tokens: Mapping[str, int] = field(default_factory=dict)
     address_denied: bool = False
     """Whether Envoy ended it because the last attempt's provider had an address that it may not have."""
+    last: AttemptLogged | None = None
+    """Its last attempt, when Envoy tells of it here: its answer was good, or the caller left."""
 
 
 ABORT_FLAGS = frozenset({"downstream_connection_termination", "downstream_remote_reset"})
@@ -63,6 +65,7 @@ _CONNECTION_FLAGS = frozenset(
 )
 _RESET_FLAGS = frozenset({"upstream_remote_reset", "upstream_connection_termination", "upstream_protocol_error"})
 _BLAMELESS_FLAGS = ABORT_FLAGS | {"upstream_overflow"}
+_BROKEN = frozenset({ErrorClass.STREAM_CUT, ErrorClass.STREAM_STALL})
 
 
 def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
@@ -73,14 +76,7 @@ def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
     record.logged += 1
     attempt = _match(record, event)
     if attempt is not None:
-        attempt.logged = event
-    # An entry that says nothing leaves the verdict to the request's own entry: a refused address is told there.
-    if attempt is not None and not attempt.settled and (event.status or event.flags):
-        verdict = _verdict(attempt, event, _first_token_s(gateway, record, attempt))
-        gateway.settle(attempt, record.state, verdict, now)
-        if isinstance(verdict, Success):
-            gateway.served(record, attempt, now)
-            _pace(gateway, record, attempt, event, now)
+        _settle(gateway, record, attempt, event, now)
     gateway.close_if_done(event.request_id, now)
 
 
@@ -97,7 +93,34 @@ def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     gateway.ended(record)
     if event.address_denied:
         _address_denied(gateway, record, now)
-    gateway.reported(record, event.attempts, now)
+    gateway.reported(record, _entries_due(gateway, record, event, now), now)
+
+
+def _entries_due(gateway: Gateway, record: RequestRecord, event: RequestLogged, now: float) -> int:
+    """Return how many entries of attempts Envoy writes for a request; settle the last attempt when that has none."""
+    if not record.attempts or record.first + len(record.attempts) - 1 != event.attempts:
+        return event.attempts
+    attempt = record.attempts[-1]
+    if event.last is not None and event.last.cluster == attempt.step.cluster:
+        _settle(gateway, record, attempt, event.last, now)
+        return event.attempts - 1
+    # The judge ended it while its answer, a good one so far, was on its way.
+    broken = attempt.failure is not None and attempt.failure.error_class in _BROKEN
+    return event.attempts - 1 if broken else event.attempts
+
+
+def _settle(gateway: Gateway, record: RequestRecord, attempt: AttemptRecord, event: AttemptLogged, now: float) -> None:
+    """Keep what Envoy says of an attempt, and settle it by that unless it is settled."""
+    if attempt.logged is None:
+        attempt.logged = event
+    # An entry that says nothing leaves the verdict to the request's own entry: a refused address is told there.
+    if attempt.settled or not (event.status or event.flags):
+        return
+    verdict = _verdict(attempt, event, _first_token_s(gateway, record, attempt))
+    gateway.settle(attempt, record.state, verdict, now)
+    if isinstance(verdict, Success):
+        gateway.served(record, attempt, now)
+        _pace(gateway, record, attempt, event, now)
 
 
 def _address_denied(gateway: Gateway, record: RequestRecord, now: float) -> None:

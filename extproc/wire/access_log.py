@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from google.protobuf.duration_pb2 import Duration
 
-from extproc.core.feedback import AttemptLogged, RequestLogged
+from extproc.core.feedback import ABORT_FLAGS, AttemptLogged, RequestLogged
 from extproc.wire import names
 from extproc.wire.pb import accesslog_pb2, als_pb2, core_pb2
 
@@ -54,22 +54,54 @@ class LogDecoder:
 
 def _attempt(entry: Entry) -> AttemptLogged:
     common = entry.common_properties
-    sent_s = _seconds(common, "time_to_last_upstream_tx_byte")
-    first_s = _seconds(common, "time_to_first_upstream_rx_byte")
     return AttemptLogged(
         request_id=entry.request.request_id,
         cluster=common.upstream_cluster,
         status=entry.response.response_code.value,
         flags=_flags(common.response_flags),
-        first_byte_s=None if first_s is None else max(0.0, first_s - (sent_s or 0.0)),
+        first_byte_s=_first_byte_s(common),
         duration_s=_seconds(common, "duration") or 0.0,
-        headers=dict(entry.response.response_headers),
+        headers=entry.response.response_headers,
         request_bytes=entry.request.request_body_bytes,
     )
 
 
+def _last_attempt(entry: Entry, status: int, flags: frozenset[str]) -> AttemptLogged | None:
+    """Return what a request's entry says of its last attempt, None when that has an entry of its own.
+
+    A good one has none (envoy_config/access_log.py), and one whose caller left need not have one.
+    """
+    common = entry.common_properties
+    good = not flags and 200 <= status < 300
+    if not (good or flags & ABORT_FLAGS) or not common.upstream_cluster:
+        return None
+    began_s = _seconds(common, "time_to_first_upstream_tx_byte")
+    ended_s = _seconds(common, "time_to_last_upstream_rx_byte")
+    if began_s is None or ended_s is None:
+        began_s, ended_s = 0.0, _seconds(common, "duration") or 0.0
+    return AttemptLogged(
+        request_id=entry.request.request_id,
+        cluster=common.upstream_cluster,
+        status=status,
+        flags=flags,
+        first_byte_s=_first_byte_s(common),
+        duration_s=max(0.0, ended_s - began_s),
+        headers=entry.response.response_headers,
+        request_bytes=entry.request.request_body_bytes,
+    )
+
+
+def _first_byte_s(common: accesslog_pb2.AccessLogCommon) -> float | None:
+    """Return the time from the end of what was sent to an attempt's provider until its first byte came."""
+    first_s = _seconds(common, "time_to_first_upstream_rx_byte")
+    if first_s is None:
+        return None
+    return max(0.0, first_s - (_seconds(common, "time_to_last_upstream_tx_byte") or 0.0))
+
+
 def _request(entry: Entry) -> RequestLogged:
     common, request, response = entry.common_properties, entry.request, entry.response
+    status, flags = response.response_code.value, _flags(common.response_flags)
     told, classes = _told(common.metadata)
     headers = response.response_headers
     for name, key in _TOLD_BY_HEADERS:
@@ -77,8 +109,8 @@ def _request(entry: Entry) -> RequestLogged:
         told[key] = headers.get(name, "")
     return RequestLogged(
         request_id=request.request_id,
-        status=response.response_code.value,
-        flags=_flags(common.response_flags),
+        status=status,
+        flags=flags,
         attempts=common.upstream_request_attempt_count,
         at=common.start_time.seconds + common.start_time.nanos / 1e9,
         duration_s=_seconds(common, "duration") or _seconds(common, "time_to_last_downstream_tx_byte") or 0.0,
@@ -91,6 +123,7 @@ def _request(entry: Entry) -> RequestLogged:
         classes=classes,
         tokens=_tokens(common.metadata),
         address_denied=response.response_code_details.startswith(names.DETAILS_ADDRESS),
+        last=_last_attempt(entry, status, flags),
     )
 
 

@@ -1,7 +1,8 @@
 """Where the microseconds of one routed request go inside extproc, without Envoy: `python -m tests.bench.hot_path`.
 
-Plays the bytes that Envoy sends for one request, again and again, into the real transport, exchanges and log
-reader of one process, and reports CPU time for each stage. `--profile` prints the functions that cost most.
+Plays the bytes that Envoy sends for one request, again and again, into the real transport, exchanges, log reader,
+telemetry and ledger rows of one process, and reports CPU time for each stage. `--profile` prints the functions that
+cost most.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ from hpack import Encoder
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
-from extproc.core.exchange import Exchange
-from extproc.core.feedback import AttemptLogged, attempt_logged, request_logged
+from extproc.core.exchange import Exchange, RouteTo
+from extproc.core.feedback import RequestLogged, request_logged
 from extproc.core.gateway import Active, Gateway
 from extproc.core.health import HealthEngine
 from extproc.core.judge import JudgeExchange
 from extproc.core.route import RouteExchange
+from extproc.core.story import Story
+from extproc.ledger_file import row_of
+from extproc.metrics import Metrics
+from extproc.telemetry import Telemetry, TimedExchange
 from extproc.transport import frames as f
 from extproc.transport.fast import METHOD_PATH, FastServer, Peer
 from extproc.transport.grpc_messages import framed
 from extproc.transport.service import ext_proc_service
 from extproc.wire import names
 from extproc.wire.access_log import LogDecoder
-from extproc.wire.ext_proc import Request
+from extproc.wire.ext_proc import Request, encode
 from extproc.wire.pb import als_pb2
 
 CLUSTER = "primary-0123456789"
@@ -88,6 +93,13 @@ class _Sink(asyncio.Transport):
     def close(self) -> None: ...
 
 
+class _Stories(list[Story]):
+    """Keeps what the ledger would write."""
+
+    def add(self, story: Story) -> None:
+        self.append(story)
+
+
 class Scene:
     """One process's gateway, and the bytes that Envoy would send it."""
 
@@ -98,6 +110,10 @@ class Scene:
         clusters = {(name, policy): CLUSTER for name in snapshot.providers for policy in snapshot.policies}
         self.gateway.activate(Active(snapshot, clusters))
         self.gateway.accepted = True
+        self.stories = _Stories()
+        self._metrics = Metrics(lambda: (), lambda: 0, lambda: True)
+        self._metrics.bound_by(snapshot)
+        self.gateway.observer = Telemetry(self._metrics, self.stories, self.gateway.snapshot)
         service = ext_proc_service(self._exchange, time.monotonic, self._fault)
         self._server = FastServer("unix:unused", {METHOD_PATH: service}, time.monotonic, 1 << 28)
         self._block = Encoder().encode(
@@ -112,10 +128,12 @@ class Scene:
         self.body = orjson.dumps({"model": "demo-primary", "messages": [{"role": "user", "content": ""}]})
         self.body = self.body.replace(b'""', b'"%s"' % (b"x" * max(0, body_bytes - len(self.body))))
         self._ids = count(1)
-        self._decoders = (LogDecoder(), LogDecoder())
+        self._decoder = LogDecoder()
 
     def _exchange(self, role: str, cluster: str) -> Exchange | None:
-        return RouteExchange(self.gateway) if role == names.ROLE_ROUTE else JudgeExchange(self.gateway, cluster)
+        if role == names.ROLE_ROUTE:
+            return TimedExchange(RouteExchange(self.gateway), self._metrics.decision_seconds.observe)
+        return JudgeExchange(self.gateway, cluster)
 
     def _fault(self) -> None:
         raise AssertionError("a session failed")
@@ -155,35 +173,44 @@ class Scene:
                 _in_frames(stream_id, body) + f.window_update(0, 8192),
             )
 
-    def log_messages(self, first: int, n: int) -> tuple[bytes, bytes]:
-        """Return what Envoy's two logs say of n requests."""
-        attempts, requests = als_pb2.StreamAccessLogsMessage(), als_pb2.StreamAccessLogsMessage()
-        attempts.identifier.log_name, requests.identifier.log_name = names.LOG_ATTEMPTS, names.LOG_REQUESTS
+    def log_message(self, first: int, n: int) -> bytes:
+        """Return what Envoy's log says of n requests under way; their attempts are good and have no entries."""
+        requests = als_pb2.StreamAccessLogsMessage()
+        requests.identifier.log_name = names.LOG_REQUESTS
         for number in range(first, first + n):
-            for message in (attempts, requests):
-                entry = message.http_logs.log_entry.add()
-                common = entry.common_properties
-                common.upstream_cluster = CLUSTER
-                common.upstream_request_attempt_count = 1
-                common.duration.nanos = 3_000_000
-                common.time_to_first_upstream_rx_byte.nanos = 2_000_000
-                common.time_to_last_upstream_tx_byte.nanos = 1_000_000
-                common.response_flags.SetInParent()
-                entry.request.request_id = request_id(number)
-                entry.request.path = "/v1/chat/completions"
-                entry.request.request_body_bytes = len(self.body)
-                entry.response.response_code.value = 200
-                entry.response.response_headers["content-type"] = "application/json"
-        return attempts.SerializeToString(), requests.SerializeToString()
+            state = self.gateway.records[request_id(number)].state
+            entry = requests.http_logs.log_entry.add()
+            common = entry.common_properties
+            # What the route answer wrote, and what Envoy read from the provider's.
+            route_answer = encode(RouteTo(state, 1, state.plan[0].path, None))
+            for namespace, value in route_answer.dynamic_metadata.fields.items() if route_answer else ():
+                common.metadata.filter_metadata[namespace].CopyFrom(value.struct_value)
+            tokens = common.metadata.filter_metadata[names.METADATA_USAGE].fields
+            tokens[names.U_INPUT].number_value, tokens[names.U_OUTPUT].number_value = 500.0, 20.0
+            common.upstream_cluster = CLUSTER
+            common.upstream_request_attempt_count = 1
+            common.start_time.seconds = 1_700_000_000
+            common.duration.nanos = 3_000_000
+            common.time_to_first_upstream_tx_byte.nanos = 900_000
+            common.time_to_last_upstream_tx_byte.nanos = 1_000_000
+            common.time_to_first_upstream_rx_byte.nanos = 2_000_000
+            common.time_to_last_upstream_rx_byte.nanos = 2_100_000
+            common.time_to_first_downstream_tx_byte.nanos = 2_500_000
+            common.response_flags.SetInParent()
+            entry.request.request_id = request_id(number)
+            entry.request.path = "/v1/chat/completions"
+            entry.request.request_body_bytes = len(self.body)
+            entry.response.response_code.value = 200
+            answer = entry.response.response_headers
+            answer[names.H_ROUTE_MODE], answer[names.H_SERVED_BY] = state.plan[0].mode, str(state.plan[0].key)
+            answer[names.H_ATTEMPTS] = "1"
+        return requests.SerializeToString()
 
-    def take_logs(self, attempts: bytes, requests: bytes, now: float) -> None:
-        """Take both in, as the log reader does."""
-        for decoder, message in zip(self._decoders, (attempts, requests), strict=True):
-            for event in decoder.decode(message):
-                if isinstance(event, AttemptLogged):
-                    attempt_logged(self.gateway, event, now)
-                else:
-                    request_logged(self.gateway, event, now)
+    def take_log(self, message: bytes, now: float) -> None:
+        """Take it in, as the log reader does."""
+        for event in self._decoder.decode(message):
+            if isinstance(event, RequestLogged):
+                request_logged(self.gateway, event, now)
 
 
 def request_id(number: int) -> str:
@@ -197,7 +224,7 @@ def _in_frames(stream_id: int, data: bytes) -> bytes:
 
 
 def measure(n: int, body_bytes: int, profile: cProfile.Profile | None = None) -> dict[str, float]:
-    """Return CPU microseconds a request: taking the request in, and its logs."""
+    """Return CPU microseconds a request: taking it in, the log of its end, and its row of the ledger."""
     scene = Scene(body_bytes)
     return asyncio.run(_measured(scene, n, profile))
 
@@ -205,10 +232,9 @@ def measure(n: int, body_bytes: int, profile: cProfile.Profile | None = None) ->
 async def _measured(scene: Scene, n: int, profile: cProfile.Profile | None) -> dict[str, float]:
     peer = scene.peer()
     batch = 100
-    spent: dict[str, list[float]] = {"headers": [], "body": [], "logs": []}
+    spent: dict[str, list[float]] = {"headers": [], "body": [], "log": [], "rows": []}
     for first in range(1, n + 1, batch):
         reads = list(scene.routed(first, batch))
-        logs = scene.log_messages(first, batch)
         gc.collect()
         if profile is not None:
             profile.enable()
@@ -219,12 +245,23 @@ async def _measured(scene: Scene, n: int, profile: cProfile.Profile | None) -> d
         for _, read in reads:
             peer.data_received(read)
         bodies_done = time.process_time()
-        scene.take_logs(*logs, time.monotonic())
-        spent["headers"].append(headers_done - began)
-        spent["body"].append(bodies_done - headers_done)
-        spent["logs"].append(time.process_time() - bodies_done)
         if profile is not None:
             profile.disable()
+        message = scene.log_message(first, batch)
+        if profile is not None:
+            profile.enable()
+        log_came = time.process_time()
+        scene.take_log(message, time.monotonic())
+        log_done = time.process_time()
+        for story in scene.stories:
+            row_of(story)
+        spent["headers"].append(headers_done - began)
+        spent["body"].append(bodies_done - headers_done)
+        spent["log"].append(log_done - log_came)
+        spent["rows"].append(time.process_time() - log_done)
+        if profile is not None:
+            profile.disable()
+        scene.stories.clear()
     if scene.gateway.records:
         raise AssertionError("requests were not closed")
     peer.close()

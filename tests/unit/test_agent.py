@@ -88,6 +88,7 @@ class Diary(EnvoyFiles):
         self.rejected: set[int] = set()
         self.away = False
         self.full = False
+        self.refusals = 0
         self.serves = False
         self.takes_first = True
         self.keys: list[dict[str, Any]] = []
@@ -109,6 +110,7 @@ class Diary(EnvoyFiles):
 
     def _need_room(self) -> None:
         if self.full:
+            self.refusals += 1
             raise OSError(28, "No space left on device", "cds.json")
 
     def write_first(self, rendered: Rendered) -> None:
@@ -722,12 +724,15 @@ def test_old_clusters_that_cannot_be_retired_are_retired_later(running: World) -
     running.publish(written(2))
     running.files.full = True
     running.now += UPLOAD_LIMIT_S + DEADLINE_S + HEARTBEAT_S + 1
-    running.turns(2)
-    assert (2, []) == (running.active, running.files.retired)
+    running.turns(5)
+    assert (2, [], 1) == (running.active, running.files.retired, running.files.refusals)
+    assert "files cannot be kept up: cds.json: No space left on device" == running.agent.report.error
 
     running.files.full = False
+    running.now += RETRY_S
     running.turns(2)
     assert 1 == len(running.files.retired)
+    assert running.agent.report.error is None
 
 
 def test_a_key_that_cannot_be_written_is_written_later(running: World) -> None:

@@ -25,6 +25,11 @@ def logged(
     return AttemptLogged(REQUEST_ID, cluster, status, frozenset(flags), first_byte_s, 1.0, **more)
 
 
+def ended(status: int = 200, attempts: int = 1, last: AttemptLogged | None = None, **more: Any) -> RequestLogged:
+    """Build Envoy's entry of a request."""
+    return RequestLogged(REQUEST_ID, status, frozenset(), attempts, last=last, **more)
+
+
 def reason_after(event: AttemptLogged, *, held: bool = False) -> str | None:
     """Return why the first target is out of service after an entry, None when it is not."""
     made = gateway(config(BIG, ONE_STRIKE))
@@ -78,17 +83,16 @@ class TestTheVerdict:
     def test_of_a_caller_who_left_wins_over_every_other_flag(self) -> None:
         assert reason_after(logged("downstream_connection_termination", "upstream_remote_reset")) is None
 
-    def test_of_a_2xx_without_flags_is_success(self) -> None:
-        assert reason_after(logged(status=200, first_byte_s=0.1)) is None
-
     def test_of_an_answered_failure_is_left_to_the_judge(self) -> None:
         assert reason_after(logged(status=500, first_byte_s=0.1)) is None
 
     def test_of_a_success_ends_a_row_of_failures(self) -> None:
         made = gateway(config(BIG, {"cooldown": {"consecutive": 2}}))
-        for entry in (logged("upstream_remote_reset"), logged(status=200, first_byte_s=0.1)) * 2:
+        for _ in range(2):
             routed(made)
-            attempt_logged(made, entry, NOW + 1)
+            attempt_logged(made, logged("upstream_remote_reset"), NOW + 1)
+            routed(made)
+            request_logged(made, ended(last=logged(status=200, first_byte_s=0.1)), NOW + 1)
         assert made.health.view(A, NOW + 1).eligible
 
 
@@ -175,22 +179,74 @@ class TestARequestOfAProcessThatDied:
         assert made.records[REQUEST_ID].attempts[0].held
 
 
-class TestARecord:
-    def test_is_closed_when_the_request_and_its_attempts_were_reported(self) -> None:
+class TestALastAttemptWithoutAnEntryOfItsOwn:
+    GOOD = logged(status=200, first_byte_s=0.1)
+
+    def settled(self, made: Gateway, last: AttemptLogged, **more: Any) -> list[tuple[bool, str | None]]:
+        """Let a request end and return what became of its attempts: whether good, and the class of a failure."""
+        attempts = made.records[REQUEST_ID].attempts
+        request_logged(made, ended(last=last, **more), NOW + 1)
+        assert all(attempt.settled for attempt in attempts)
+        return [(a.good, a.failure.error_class.value if a.failure else None) for a in attempts]
+
+    def test_is_settled_by_the_request_s_own(self) -> None:
         made = gateway(config(BIG))
         routed(made)
-        attempt_logged(made, logged(status=200, first_byte_s=0.1), NOW + 1)
-        kept = REQUEST_ID in made.records
-        request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), NOW + 1)
-        assert (True, {}) == (kept, dict(made.records))
+        assert [(True, None)] == self.settled(made, self.GOOD)
+        assert {} == made.records
 
-    def test_is_closed_by_the_last_attempt_when_the_request_came_first(self) -> None:
+    def test_is_nobody_s_fault_when_the_caller_left(self) -> None:
+        made = gateway(config(BIG, ONE_STRIKE))
+        routed(made)
+        assert [(False, None)] == self.settled(made, logged("downstream_remote_reset", status=200), status=200)
+        assert ({}, True) == (made.records, made.health.view(A, NOW + 1).eligible)
+
+    def test_follows_failed_ones_that_have_theirs(self) -> None:
         made = gateway(config(BIG))
         failed_over(made)
-        request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 2), NOW + 1)
         attempt_logged(made, logged(status=429), NOW + 1)
+        good = logged(status=200, first_byte_s=0.1, cluster="b-cluster")
+        assert [(False, "rate_limited"), (True, None)] == self.settled(made, good, attempts=2)
+        assert {} == made.records
+
+    def test_keeps_the_verdict_that_its_own_entry_gave_after_all(self) -> None:
+        """An upstream connection can break after its answer was whole for the caller."""
+        made = gateway(config(BIG))
+        routed(made)
+        attempt_logged(made, logged("upstream_remote_reset", status=200, first_byte_s=0.1), NOW + 1)
+        assert [(False, "stream_cut")] == self.settled(made, self.GOOD)
+
+    def test_is_left_alone_when_it_went_elsewhere(self) -> None:
+        """Then an attempt began of which nobody here knows, and its own entry may still come."""
+        made = gateway(config(BIG))
+        routed(made)
+        request_logged(made, ended(last=logged(status=200, cluster="b-cluster")), NOW + 1)
+        assert [False] == [attempt.settled for attempt in made.records[REQUEST_ID].attempts]
+
+    @pytest.mark.parametrize("error_class", [ErrorClass.STREAM_CUT, ErrorClass.STREAM_STALL])
+    def test_was_ended_by_the_judge_amid_a_good_answer(self, error_class: ErrorClass) -> None:
+        made = gateway(config(BIG))
+        made.attempt_failed(routed(made), Failure(error_class), NOW + 1)
+        request_logged(made, ended(), NOW + 1)
+        assert {} == made.records
+
+
+class TestARecord:
+    def test_is_closed_when_the_request_and_its_failed_attempts_were_reported(self) -> None:
+        made = gateway(config(BIG))
+        routed(made)
+        attempt_logged(made, logged("upstream_remote_reset"), NOW + 1)
         kept = REQUEST_ID in made.records
-        attempt_logged(made, logged(status=200, first_byte_s=0.1, cluster="b-cluster"), NOW + 1)
+        request_logged(made, ended(502), NOW + 1)
+        assert (True, {}) == (kept, dict(made.records))
+
+    def test_is_closed_by_a_failed_attempt_when_the_request_came_first(self) -> None:
+        made = gateway(config(BIG))
+        failed_over(made)
+        good = logged(status=200, first_byte_s=0.1, cluster="b-cluster")
+        request_logged(made, ended(attempts=2, last=good), NOW + 1)
+        kept = REQUEST_ID in made.records
+        attempt_logged(made, logged(status=429), NOW + 1)
         assert (True, {}) == (kept, dict(made.records))
 
     def test_of_a_request_that_never_reached_a_provider_is_closed_at_once(self) -> None:
@@ -215,7 +271,7 @@ class TestAnAllowance:
     ) -> None:
         made = gateway(config(BIG))
         routed(made)
-        attempt_logged(made, logged(status=200, first_byte_s=0.1, headers=headers), NOW + 1)
+        request_logged(made, ended(last=logged(status=200, first_byte_s=0.1, headers=headers)), NOW + 1)
         view = made.health.view(A, NOW + 2)
         assert expected == (None if view.eligible else view.reason)
 
@@ -234,8 +290,8 @@ def test_the_time_to_the_first_token_counts_rather_than_to_the_first_byte(monkey
         seen.append(verdict)
 
     monkeypatch.setattr(made, "settle", settled)
-    attempt_logged(made, logged(status=200, first_byte_s=0.1, request_bytes=40), NOW + 3)
-    assert [Success(2.0, 40)] == seen
+    request_logged(made, ended(last=logged(status=200, first_byte_s=0.1, request_bytes=40)), NOW + 3)
+    assert Success(2.0, 40) == seen[0]
 
 
 class TestSlowness:
@@ -255,9 +311,8 @@ class TestSlowness:
                 made.attempt_held(state, held=False, first_token_s=first_token_s)
             step = state.step(1)
             assert step is not None
-            entry = logged(status=200, first_byte_s=first_byte_s, cluster=step.cluster)
-            attempt_logged(made, entry, self.now)
-            request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), self.now)
+            good = logged(status=200, first_byte_s=first_byte_s, cluster=step.cluster)
+            request_logged(made, ended(last=good), self.now)
 
     def test_of_streams_costs_the_target_traffic(self) -> None:
         made = self.made()

@@ -100,11 +100,19 @@ class TestLogs:
         assert "/data/logs/access.log" == file["typed_config"]["path"]
         assert names.LOG_REQUESTS == grpc["typed_config"]["common_config"]["log_name"]
 
-    def test_tell_extproc_of_every_attempt_and_its_limits(self) -> None:
-        (log,) = manager()["http_filters"][-1]["typed_config"]["upstream_log"]
+    def test_tell_extproc_of_every_request_and_the_limits_that_its_answer_named(self) -> None:
+        log = manager()["access_log"][1]
         told = set(log["typed_config"]["additional_response_headers_to_log"])
-        assert names.LOG_ATTEMPTS == log["typed_config"]["common_config"]["log_name"]
+        assert "filter" not in log
         assert {"retry-after", "x-ratelimit-remaining-tokens", "anthropic-ratelimit-tokens-remaining"} <= told
+
+    def test_tell_extproc_of_every_attempt_but_those_with_a_good_answer(self) -> None:
+        (log,) = manager()["http_filters"][-1]["typed_config"]["upstream_log"]
+        flagged, *statuses = sorted(log["filter"]["or_filter"]["filters"], key=lambda one: "status_code_filter" in one)
+        compared = [one["status_code_filter"]["comparison"] for one in statuses]
+        assert names.LOG_ATTEMPTS == log["typed_config"]["common_config"]["log_name"]
+        assert {"response_flag_filter": {}} == flagged
+        assert [("LE", 199), ("GE", 300)] == [(one["op"], one["value"]["default_value"]) for one in compared]
 
     def test_hold_no_header_of_a_caller_but_its_request_id(self) -> None:
         line = manager()["access_log"][0]["typed_config"]["log_format"]["json_format"]

@@ -80,6 +80,47 @@ def test_believes_only_sensible_counts(odd: float) -> None:
     assert {"input": 7} == decoded(made).tokens
 
 
+class TestItsLastAttempt:
+    """Only failed attempts have entries of their own."""
+
+    @staticmethod
+    def answered(status: int = 200, *flags: str) -> RequestLogged:
+        made = entry({"x-ratelimit-remaining-requests": "0"})
+        common = made.common_properties
+        common.upstream_cluster = "a-cluster"
+        made.response.response_code.value = status
+        common.time_to_first_upstream_tx_byte.nanos = 10_000_000
+        common.time_to_last_upstream_tx_byte.nanos = 20_000_000
+        common.time_to_first_upstream_rx_byte.nanos = 70_000_000
+        common.time_to_last_upstream_rx_byte.nanos = 210_000_000
+        for flag in flags:
+            setattr(common.response_flags, flag, True)
+        return decoded(made)
+
+    def test_is_told_with_its_place_its_times_and_the_allowance_that_is_left(self) -> None:
+        last = self.answered().last
+        assert last is not None
+        assert ("id", "a-cluster", 200, 10) == (last.request_id, last.cluster, last.status, last.request_bytes)
+        assert (0.05, 0.2) == pytest.approx((last.first_byte_s, last.duration_s))
+        assert "0" == last.headers["x-ratelimit-remaining-requests"]
+
+    @pytest.mark.parametrize("status", [0, 200, 503])
+    def test_is_told_when_the_caller_left(self, status: int) -> None:
+        last = self.answered(status, "downstream_connection_termination").last
+        assert last is not None
+        assert {"downstream_connection_termination"} == last.flags
+
+    @pytest.mark.parametrize(
+        ("status", "flags"),
+        [(503, ()), (300, ()), (0, ()), (503, ("upstream_connection_failure",)), (200, ("upstream_remote_reset",))],
+    )
+    def test_has_an_entry_of_its_own_otherwise(self, status: int, flags: tuple[str, ...]) -> None:
+        assert self.answered(status, *flags).last is None
+
+    def test_is_not_there_when_no_provider_was_asked(self) -> None:
+        assert decoded(entry()).last is None
+
+
 def test_of_an_envoy_that_knows_nothing_is_empty() -> None:
     found = decoded(accesslog_pb2.HTTPAccessLogEntry())
     assert ((), {}, "", None) == (found.classes, found.tokens, found.told["route_mode"], found.first_byte_s)
