@@ -18,8 +18,9 @@ from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.endpoints import HEALTH_PATH, MODELS_PATH, READY_PATH, Kind
 from extproc.core.exchange import Action, Event, Exchange, RequestHeaders, Respond, RouteTo
 from extproc.core.feedback import ABORT_FLAGS, RequestLogged
-from extproc.core.gateway import AttemptRecord, Evidence, Gateway, RequestRecord
+from extproc.core.gateway import Gateway
 from extproc.core.outcome import RouteMode
+from extproc.core.records import AttemptRecord, Evidence, RequestRecord
 from extproc.core.request_state import RequestState
 from extproc.core.story import SERVED, Story
 from extproc.core.telling import Teller, class_of

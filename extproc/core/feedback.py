@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from extproc.core.gateway import AttemptRecord, Gateway, RequestRecord
+from extproc.core.gateway import Gateway
 from extproc.core.health import Success
 from extproc.core.outcome import ErrorClass, Failure
+from extproc.core.records import AttemptRecord, RequestRecord
 from extproc.core.reset_times import exhausted_until
 
 
@@ -150,7 +151,7 @@ def _first_token_s(gateway: Gateway, record: RequestRecord, attempt: AttemptReco
     The first byte of a whole answer, held back by the provider or by the guard `complete`, comes after its last token:
     it tells how long the answer is.
     """
-    active = gateway.version(record.state.version)
+    active = None if attempt.first_token_s is None else gateway.version(record.state.version)
     if active is None or gateway.policy_of(record.state, active).stream_guard != "first_token":
         return None
     return attempt.first_token_s

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from extproc.config.snapshot import Policy, Provider, ResolvedModel, Snapshot, TargetKey
 from extproc.core.affinity import AffinityTable
 from extproc.core.budget import RetryBudget
 from extproc.core.endpoints import ENDPOINTS, upstream_path
-from extproc.core.health import HEALTHY, HealthEngine, Permit, Subject, Success, Transition, View
+from extproc.core.health import HEALTHY, HealthEngine, Subject, Success, Transition, View
 from extproc.core.in_flight import InFlight
 from extproc.core.limits import ClientLimits
 from extproc.core.outcome import Failure, RouteMode
 from extproc.core.plan import AT_LIMIT, Plan, Planned, plan_request, plan_rest
+from extproc.core.records import AttemptRecord, Evidence, Nobody, Observer, RequestRecord
 from extproc.core.request_state import PlanStep, RequestState
 
 if TYPE_CHECKING:
-    from extproc.core.feedback import AttemptLogged, RequestLogged
+    pass
 
 RECORD_LIMIT = 100_000
 REFUSED_LIMIT = 10_000
@@ -52,92 +53,6 @@ class Active:
     missing_keys: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What a plan was made from, beside snapshot and ticket: `seen` holds every view that was not plain healthy.
-
-    `why` says of those what each view rests on, as `name=value`: values and the thresholds they are measured against.
-    """
-
-    requested: ResolvedModel
-    endpoint: str
-    ticket: int
-    version: int
-    seen: Mapping[TargetKey, View]
-    prefer: TargetKey | None = None
-    pinned: bool = False
-    why: Mapping[TargetKey, tuple[str, ...]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class AttemptRecord:
-    """One attempt of a request under way."""
-
-    step: PlanStep
-    permit: Permit
-    failure: Failure | None = None
-    settled: bool = False
-    counted: bool = False
-    """Whether it counts as one of its provider's attempts under way."""
-    held: bool = False
-    """Whether its answer began but nothing of it has reached the caller."""
-    first_token_s: float | None = None
-    started: float = 0.0
-    good: bool = False
-    next: str | None = None
-    """What was decided after it failed, and why."""
-    logged: AttemptLogged | None = None
-
-
-@dataclass(slots=True)
-class RequestRecord:
-    """What this process remembers of a request until Envoy's log closed it."""
-
-    state: RequestState
-    session: bytes | None = None
-    first: int = 1
-    """The number of the first attempt that began here; above 1 when a process before this one began the request."""
-    attempts: list[AttemptRecord] = field(default_factory=list)
-    logged: int = 0
-    expected: int | None = None
-    """Attempts Envoy made, once its request entry told."""
-    counted: bool = False
-    """Whether it counts as one of its client's requests under way."""
-    evidence: Evidence | None = None
-    first_plan: tuple[PlanStep, ...] = ()
-    request: RequestLogged | None = None
-
-
-class Observer(Protocol):
-    """Who is told of each request and attempt, once; must not block or raise."""
-
-    def attempt_settled(self, attempt: AttemptRecord, state: RequestState) -> None:
-        """Take note of an attempt's verdict."""
-        ...
-
-    def request_logged(self, request: RequestLogged) -> None:
-        """Take note of what Envoy says a caller got."""
-        ...
-
-    def request_closed(
-        self, record: RequestRecord | None, request: RequestLogged | None, refused: Evidence | None, now: float
-    ) -> None:
-        """Take note that nothing more will be heard of a request; what is not known of it is None."""
-        ...
-
-
-class _Nobody:
-    """The observer of a gateway that nobody watches."""
-
-    def attempt_settled(self, attempt: AttemptRecord, state: RequestState) -> None: ...
-
-    def request_logged(self, request: RequestLogged) -> None: ...
-
-    def request_closed(
-        self, record: RequestRecord | None, request: RequestLogged | None, refused: Evidence | None, now: float
-    ) -> None: ...
-
-
 class Gateway:
     """Shared state of one extproc process."""
 
@@ -157,7 +72,7 @@ class Gateway:
         self.in_flight = InFlight()
         self.affinity = AffinityTable()
         self.unexpected_messages = 0
-        self.observer: Observer = _Nobody()
+        self.observer: Observer = Nobody()
         self.refused: OrderedDict[str, Evidence] = OrderedDict()
         self._gone: OrderedDict[str, None] = OrderedDict()
         """Requests that ended before their time: an exchange of theirs may still be on its way to us."""
@@ -186,8 +101,11 @@ class Gateway:
     def policy_of(self, state: RequestState, active: Active) -> Policy:
         """Return a request's policy; its model's, when the version that stands in for its own has none of that name."""
         policies = active.snapshot.policies
+        own = policies.get(state.policy)
+        if own is not None:
+            return own
         requested = active.snapshot.resolve(state.model)
-        return policies.get(state.policy) or policies[requested.entry.policy if requested else "default"]
+        return policies[requested.entry.policy if requested else "default"]
 
     def version(self, number: int) -> Active | None:
         """Return the version a request is pinned to, or the active one when it is long gone."""
@@ -474,9 +392,9 @@ class Gateway:
             self._gone.popitem(last=False)
         self._gone[request_id] = None
 
-    def reported(self, record: RequestRecord, attempts: int, now: float) -> None:
-        """Take note that Envoy reported a request's end and how many attempts it made."""
-        record.expected = attempts
+    def reported(self, record: RequestRecord, entries_due: int, now: float) -> None:
+        """Take note that Envoy reported a request's end, and how many entries it writes for the attempts of it."""
+        record.expected = entries_due
         self._reported.append((now, record.state.id))
         self.close_if_done(record.state.id, now)
 
@@ -487,7 +405,7 @@ class Gateway:
             self.limits.end(record.state.client)
 
     def close_if_done(self, request_id: str, now: float) -> None:
-        """Forget a request once Envoy reported it and each of its attempts."""
+        """Forget a request once Envoy reported it and each of its attempts that has an entry of its own."""
         record = self.records.get(request_id)
         if record is not None and record.expected is not None and record.logged >= record.expected:
             self._forget(request_id, now)

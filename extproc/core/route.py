@@ -32,10 +32,11 @@ from extproc.core.exchange import (
     RouteTo,
     Trailers,
 )
-from extproc.core.gateway import Active, Evidence, Gateway
+from extproc.core.gateway import Active, Gateway
 from extproc.core.model_list import list_models, show_model
 from extproc.core.outcome import RouteMode
 from extproc.core.plan import Plan, Planned, candidates
+from extproc.core.records import Evidence
 from extproc.core.request_state import RequestState
 from extproc.core.usage import ask_for_usage, must_ask
 

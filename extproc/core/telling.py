@@ -14,10 +14,10 @@ from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.endpoints import ENDPOINTS
 from extproc.core.error_codes import CODES
 from extproc.core.feedback import ABORT_FLAGS, AttemptLogged, RequestLogged
-from extproc.core.gateway import AttemptRecord, Evidence, RequestRecord
 from extproc.core.health import View
 from extproc.core.outcome import ErrorClass, RouteMode
 from extproc.core.plan import candidates
+from extproc.core.records import AttemptRecord, Evidence, RequestRecord
 from extproc.core.request_state import PlanStep
 from extproc.core.story import (
     ABORTED,

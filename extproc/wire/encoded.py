@@ -67,11 +67,12 @@ class _Shared(NamedTuple):
 
 
 class _Pieces(NamedTuple):
-    """The serialized parts of an answer; each can be added to."""
+    """The serialized parts of an answer, for ids of one length; `headers` and `common` can be added to."""
 
     headers: bytes
     common: bytes
-    fields: bytes
+    metadata: bytes
+    """All of it but its end: the id, then the numbers."""
     rest: bytes
 
 
@@ -119,19 +120,27 @@ def _route_to(action: RouteTo) -> bytes:
         action.attempts,
         action.path,
     )
-    headers, common, fields, rest = (_pieces if len(state.query) <= QUERY_KEPT else _make_pieces)(shared)
-    if body is not None:
-        option = _delimited(_HEADER, _CONTENT_LENGTH + _delimited(_RAW_VALUE, b"%d" % len(body))) + _OVERWRITE
-        headers += _delimited(_SET_HEADERS, option)
-        common += _delimited(_BODY_MUTATION, _delimited(_BODY, body))
-    common += _delimited(_HEADER_MUTATION, headers)
-    fields += _delimited(_FIELD, _ID + _delimited(_VALUE, _delimited(_STRING, state.id.encode())))
-    fields += _NUMBERS(_TICKET, state.ticket, _ARRIVED, state.arrived, _STARTED, state.started)
-    metadata = _delimited(_FIELD, _NAMESPACE + _delimited(_VALUE, _delimited(_STRUCT, fields)))
-    return _delimited(_REQUEST_BODY, _delimited(_RESPONSE, common)) + _delimited(_DYNAMIC_METADATA, metadata) + rest
+    own_id = state.id.encode()
+    headers, common, metadata, rest = (_pieces if len(state.query) <= QUERY_KEPT else _make_pieces)(shared, len(own_id))
+    changed = b""
+    if body is None:
+        body = b""
+    else:
+        length = b"%d" % len(body)
+        headers += _LENGTH_HEADS[len(length)] + length + _OVERWRITE
+        changed = _head(_BODY, len(body))
+        changed = _head(_BODY_MUTATION, len(changed) + len(body)) + changed
+    mutation = _head(_HEADER_MUTATION, len(headers)) + headers
+    response = _head(_RESPONSE, len(common) + len(mutation) + len(changed) + len(body))
+    size = len(response) + len(common) + len(mutation) + len(changed) + len(body)
+    numbers = _NUMBERS(_TICKET, state.ticket, _ARRIVED, state.arrived, _STARTED, state.started)
+    # One join: a body may be as large as max_body, and each further step would copy it.
+    return b"".join(
+        (_head(_REQUEST_BODY, size), response, common, mutation, changed, body, metadata, own_id, numbers, rest)
+    )
 
 
-def _make_pieces(shared: _Shared) -> _Pieces:
+def _make_pieces(shared: _Shared, id_bytes: int) -> _Pieces:
     """Let the plain encoder make an answer, and take it apart."""
     message = encode(RouteTo(_nobodys_state(shared), shared.attempts, shared.path, None))
     if message is None:
@@ -145,7 +154,15 @@ def _make_pieces(shared: _Shared) -> _Pieces:
     fields, common_bytes = own.SerializeToString(), common.SerializeToString()
     message.ClearField("request_body")
     message.ClearField("dynamic_metadata")
-    return _Pieces(headers, common_bytes, fields, message.SerializeToString())
+    # From the inside out: what encloses the id and the numbers is as long as they will be.
+    id_head = _head(_STRING, id_bytes)
+    id_head = _ID + _head(_VALUE, len(id_head) + id_bytes) + id_head
+    fields += _head(_FIELD, len(id_head) + id_bytes) + id_head
+    metadata = _enclosed(_STRUCT, fields, id_bytes + _NUMBERS_BYTES)
+    metadata = _enclosed(_VALUE, metadata, id_bytes + _NUMBERS_BYTES)
+    metadata = _enclosed(_FIELD, _NAMESPACE + metadata, id_bytes + _NUMBERS_BYTES)
+    metadata = _enclosed(_DYNAMIC_METADATA, metadata, id_bytes + _NUMBERS_BYTES)
+    return _Pieces(headers, common_bytes, metadata, message.SerializeToString())
 
 
 _pieces: Final = lru_cache(maxsize=PREPARED_KEPT)(_make_pieces)
@@ -169,10 +186,17 @@ def _nobodys_state(shared: _Shared) -> RequestState:
 
 
 def _delimited(tag: bytes, payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 0x80:
-        return tag + _SMALL[size] + payload
-    return tag + _varint(size) + payload
+    return _head(tag, len(payload)) + payload
+
+
+def _enclosed(tag: bytes, payload: bytes, following: int) -> bytes:
+    """Begin a field whose last `following` bytes are not there yet."""
+    return _head(tag, len(payload) + following) + payload
+
+
+def _head(tag: bytes, size: int) -> bytes:
+    """Return how a field of so many bytes begins."""
+    return tag + (_SMALL[size] if size < 0x80 else _varint(size))
 
 
 def _varint(value: int) -> bytes:
@@ -201,4 +225,16 @@ _ID: Final = _key(names.M_ID)
 _TICKET: Final = _number_entry(names.M_TICKET)
 _ARRIVED: Final = _number_entry(names.M_ARRIVED)
 _STARTED: Final = _number_entry(names.M_STARTED)
-_NUMBERS: Final = struct.Struct(f"<{len(_TICKET)}sd{len(_ARRIVED)}sd{len(_STARTED)}sd").pack
+_NUMBERS_FORMAT: Final = struct.Struct(f"<{len(_TICKET)}sd{len(_ARRIVED)}sd{len(_STARTED)}sd")
+_NUMBERS, _NUMBERS_BYTES = _NUMBERS_FORMAT.pack, _NUMBERS_FORMAT.size
+
+
+def _length_head(digits: int) -> bytes:
+    """Return a content-length header up to its value."""
+    value = _enclosed(_RAW_VALUE, b"", digits)
+    header = _enclosed(_HEADER, _CONTENT_LENGTH + value, digits)
+    return _enclosed(_SET_HEADERS, header, digits + len(_OVERWRITE))
+
+
+_LENGTH_HEADS: Final = tuple(map(_length_head, range(20)))
+"""By the number of its digits."""
