@@ -6,7 +6,7 @@ messages; their JSON is `live_shapes.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,8 @@ from typing import Any
 import grpc
 import orjson
 
-from configctl.commands import Refusal
 from configctl.options import DEFAULT_DATA_DIR, Place
-from extproc.config.snapshot import TargetKey
-from extproc.core.health import View
-from extproc.core.health_state import State
+from configctl.refusals import Refusal
 from extproc.data_dir import DataDir
 from extproc.wire.pb import admin_pb2 as pb
 
@@ -148,38 +145,3 @@ def _credentials(place: Place) -> grpc.ChannelCredentials:
         return grpc.ssl_channel_credentials(*(Path(name or "").read_bytes() for name in files.values()))
     except OSError as error:
         raise AdminError(f"{error.filename} cannot be read: {error.strerror}.") from None
-
-
-def current_health(place: Place) -> Callable[[TargetKey], View] | None:
-    """Return how a running gateway sees each target, for `preview`; None when none runs in the data directory.
-
-    A gateway that was named with --admin must answer.
-    """
-    try:
-        with AdminClient.of(place) as client:
-            rows = client.health()
-    except AdminError:
-        if place.admin:
-            raise
-        return None
-    views = {row.subject: _view(row) for row in rows}
-
-    def view(key: TargetKey) -> View:
-        return _of(views, str(key)).within(_of(views, key.provider))
-
-    return view
-
-
-def _of(views: Mapping[str, View], subject: str) -> View:
-    return views.get(subject, View.healthy())
-
-
-def _view(row: pb.HealthRow) -> View:
-    return View(
-        State(row.state),
-        row.eligible,
-        row.share,
-        probe=row.state == State.PROBING and row.eligible,
-        until=row.until if row.HasField("until") else None,
-        reason=row.reason or None,
-    )

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from configctl.commands import Refusal, compile_version, validate
+from configctl.commands import compile_version, validate
 from configctl.diff import Change, diff_contents
 from configctl.history import version_before
 from configctl.records import EMPTY, Conflict, NoSuchVersion, NothingToPublish, Published, Returned, Version
-from configctl.store import Store
+from configctl.refusals import Refusal
 from configctl.waiting import Verdicts, wait_for_verdicts
 from extproc.config.errors import ConfigErrors
+
+if TYPE_CHECKING:
+    from configctl.store import Store
 
 Outcome = Literal["applied", "failed", "silent", "superseded", "no_gateway", "not_waited"]
 _AUDITED_ERRORS = 20

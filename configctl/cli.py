@@ -2,19 +2,17 @@
 
 Owns the spelling of verbs and their arguments, and the exit codes: 0 done, 1 refused or failed, 2 usage, 3 differs
 (`diff --exit-code`), 4 conflict. What a verb does is `commands.py`'s and `changes.py`'s, how a change is asked and told
-`flow.py`'s, what is printed `render.py`'s, its JSON `shapes.py`'s.
+`flow.py`'s, what is printed `render.py`'s, its JSON `shapes.py`'s. Each is imported by the verbs that need it when they
+run: databases, gRPC and the config's model take longer to import than most verbs to run.
 """
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from configctl import changes, commands, live_commands, live_render, render, shapes
-from configctl.admin_client import current_health
-from configctl.flow import change, is_terminal
+from configctl import key_verbs, live_verbs
 from configctl.options import (
     Place,
     Verbs,
@@ -26,9 +24,14 @@ from configctl.options import (
     verb,
     wait_options,
 )
-from configctl.render import Screen
-from configctl.store import Store, StoreError
+from configctl.refusals import StoreError
+from configctl.screen import Screen
 from extproc import __version__
+
+if TYPE_CHECKING:
+    from configctl.commands import Status
+    from configctl.preview import Health
+    from configctl.store import Store
 
 DIFFERS = 3
 _REFUSED = 1
@@ -56,6 +59,8 @@ def main(context: click.Context, /, **places: str | None) -> None:
 @json_option
 def validate(file: str, as_json: bool) -> int:
     """Check FILE (- for stdin) with the gateway's own loader and compiler."""
+    from configctl import commands, shapes
+
     checked = commands.validate(file)
     screen = Screen()
     if as_json:
@@ -78,6 +83,8 @@ def diff(place: Place, first: str | None, second: str | None, exit_code: bool, a
 
     With A alone the active version is compared with it; with neither, the active version with its parent.
     """
+    from configctl import commands, render, shapes
+
     with open_store(place) as store:
         found = commands.diff(store, first, second)
     screen = Screen()
@@ -97,8 +104,10 @@ def diff(place: Place, first: str | None, second: str | None, exit_code: bool, a
 @json_option
 def preview(place: Place, file: str, strict: bool, as_json: bool) -> int:
     """Show what publishing FILE would change for callers and for Envoy, and which policy is dead."""
+    from configctl import commands, render, shapes
+
     with open_store(place) as store:
-        effects = commands.preview(store, file, current_health(place))
+        effects = commands.preview(store, file, _current_health(place))
     screen = Screen()
     if as_json:
         screen.json(shapes.of_preview(effects))
@@ -115,7 +124,9 @@ def preview(place: Place, file: str, strict: bool, as_json: bool) -> int:
 @json_option
 def publish(place: Place, file: str, **options: Any) -> int:
     """Make FILE (- for stdin) the active version and wait until every gateway applied it."""
-    return change(place, lambda store, act, now: changes.propose_publish(store, file, act, now), **options)
+    from configctl import changes, flow
+
+    return flow.change(place, lambda store, act, now: changes.propose_publish(store, file, act, now), **options)
 
 
 @verb(main, "configctl rollback -m 'Errors since version 7'", "configctl rollback 5 -m 'Last good one' --yes")
@@ -126,7 +137,9 @@ def publish(place: Place, file: str, **options: Any) -> int:
 @json_option
 def rollback(place: Place, number: int | None, **options: Any) -> int:
     """Publish version N again; without N, the version that was active before the active one."""
-    return change(place, lambda store, act, now: changes.propose_rollback(store, number, act, now), **options)
+    from configctl import changes, flow
+
+    return flow.change(place, lambda store, act, now: changes.propose_rollback(store, number, act, now), **options)
 
 
 @verb(main, "configctl history --limit 5")
@@ -135,6 +148,8 @@ def rollback(place: Place, number: int | None, **options: Any) -> int:
 @json_option
 def history(place: Place, limit: int, as_json: bool) -> int:
     """List the versions, newest first; the active one has a star."""
+    from configctl import render, shapes
+
     with open_store(place) as store:
         versions, active = store.versions(limit), store.active_number()
     screen = Screen()
@@ -153,6 +168,8 @@ def history(place: Place, limit: int, as_json: bool) -> int:
 @json_option
 def show(place: Place, number: int, as_json: bool) -> int:
     """Print version N as a config file, defaults filled in."""
+    from configctl import commands, render, shapes
+
     with open_store(place) as store:
         version = commands.show(store, number)
     screen = Screen()
@@ -168,6 +185,8 @@ def show(place: Place, number: int, as_json: bool) -> int:
 @json_option
 def current(place: Place, as_json: bool) -> int:
     """Show which version is active, whose it is and why it was published."""
+    from configctl import commands, render, shapes
+
     with open_store(place) as store:
         version = commands.current(store)
     screen = Screen()
@@ -186,9 +205,11 @@ def status(place: Place, as_json: bool) -> int:
 
     Without the store, what the gateway itself says, and exit code 1.
     """
+    from configctl import live_render, render, shapes
+
     screen = Screen()
     found, fault = _status_of(place)
-    live = live_commands.live_status(place)
+    live = _live_status(place)
     if as_json:
         told = shapes.of_status(*found) if found else {"active": None, "instances": []}
         screen.json({**told, "gateway": live, "store_error": fault})
@@ -209,6 +230,8 @@ def status(place: Place, as_json: bool) -> int:
 @json_option
 def audit(place: Place, what: str | None, limit: int, as_json: bool) -> int:
     """List every act, refused ones included, newest first; `verify` recomputes the chain and all digests."""
+    from configctl import commands, render, shapes
+
     screen = Screen()
     with open_store(place) as store:
         if what == "verify":
@@ -223,47 +246,13 @@ def audit(place: Place, what: str | None, limit: int, as_json: bool) -> int:
     return 0
 
 
-@main.group(cls=Verbs, epilog="\b\nExample:\n  configctl key new --name team-a")
-def key() -> None:
-    """Make and hash the tokens that clients send."""
-
-
-@verb(key, "configctl key new --name team-a")
-@click.option("--name", default="team-a", show_default=True, help="The client's name in the printed config lines.")
-@json_option
-def new(name: str, as_json: bool) -> int:
-    """Print a fresh token, this once, and the config lines that admit it."""
-    fresh = commands.new_key()
-    screen = Screen()
-    if as_json:
-        screen.json(shapes.of_key(fresh))
-        return 0
-    lines = {"clients": [{"name": name, "token_sha256": fresh.token_sha256}]}
-    screen.data.print(f"{fresh.token}\n\n{render.as_yaml(lines)}", markup=False)
-    screen.say("The token is not kept: give it to the client now; the config holds only its digest.")
-    return 0
-
-
-@verb(key, 'printf %s "$TOKEN" | configctl key hash')
-@json_option
-def hash(as_json: bool) -> int:  # noqa: A001 - the verb's name
-    """Read a token from stdin, or ask for it, and print the digest for the config."""
-    token = click.prompt("token", hide_input=True, err=True) if is_terminal() else sys.stdin.read()
-    if not token.strip():
-        raise commands.Refusal("There is no token on stdin.")
-    digest = commands.hash_key(token)
-    screen = Screen()
-    if as_json:
-        screen.json(shapes.of_digest(digest))
-    else:
-        screen.data.print(digest, markup=False)
-    return 0
-
-
-live_commands.register(main)
+key_verbs.register(main)
+live_verbs.register(main)
 
 
 def _verify_audit(store: Store, screen: Screen, as_json: bool) -> int:
+    from configctl import commands, render, shapes
+
     verified = commands.verify_audit(store)
     if as_json:
         screen.json(shapes.of_verified(verified))
@@ -272,11 +261,31 @@ def _verify_audit(store: Store, screen: Screen, as_json: bool) -> int:
     return _REFUSED if verified.broken else 0
 
 
-def _status_of(place: Place) -> tuple[tuple[commands.Status, float] | None, str | None]:
+def _status_of(place: Place) -> tuple[tuple[Status, float] | None, str | None]:
     """Return what the store says and its time, or why it says nothing."""
+    from configctl import commands
+
     try:
         with open_store(place) as store:
             now = store.now()
             return (commands.status(store, now), now), None
     except StoreError as error:
         return None, str(error)
+
+
+def _live_status(place: Place) -> dict[str, Any] | None:
+    """Return what a gateway says of itself, None where none runs."""
+    if not place.names_gateway:
+        return None
+    from configctl import live_commands
+
+    return live_commands.live_status(place)
+
+
+def _current_health(place: Place) -> Health | None:
+    """Return how a gateway sees its targets, None where none runs."""
+    if not place.names_gateway:
+        return None
+    from configctl.live_health import current_health
+
+    return current_health(place)

@@ -1,6 +1,7 @@
 """What the verbs that only look do, one typed function per verb; `changes.py` has those that change something.
 
-Leaves argv and printing to `cli.py`. Every function takes an open store and may raise StoreError, ConfigErrors or
+Leaves argv and printing to `cli.py`. The compiler and what previews need are imported when they are needed: most verbs
+only read the store. Every function takes an open store and may raise StoreError, ConfigErrors or
 Refusal.
 """
 
@@ -11,24 +12,22 @@ import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configctl.diff import Change, diff_contents
-from configctl.history import Broken
-from configctl.preview import Health, Preview, preview_snapshot
-from configctl.records import AuditEntry, Instance, Version
-from configctl.store import Store
-from extproc.config.compile import canonical_json, compile_snapshot
+from configctl.refusals import Refusal
 from extproc.config.errors import ConfigError, ConfigErrors
-from extproc.config.load import load_config, parse_config_file
-from extproc.config.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from configctl.history import Broken
+    from configctl.preview import Health, Preview
+    from configctl.records import AuditEntry, Instance, Version
+    from configctl.store import Store
+    from extproc.config.snapshot import Snapshot
 
 STDIN = "-"
 _STDIN_NAME = "stdin"
 _TOKEN_BYTES = 32
-
-
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
-    """The verb cannot do what it was asked; the message is a whole sentence, the exit code is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,9 @@ class ClientKey:
 
 def validate(source: str, *, version: int = 1) -> Checked:
     """Load and compile a file, or stdin for `-`; ConfigErrors holds everything that is wrong."""
+    from extproc.config.compile import canonical_json, compile_snapshot
+    from extproc.config.load import load_config, parse_config_file
+
     if source == STDIN:
         try:
             config = load_config(sys.stdin.buffer.read().decode("utf-8-sig"), _STDIN_NAME)
@@ -81,6 +83,9 @@ def validate(source: str, *, version: int = 1) -> Checked:
 
 def compile_version(version: Version) -> Snapshot:
     """Compile a stored version with the compiler of today; ConfigErrors when that refuses it."""
+    from extproc.config.compile import compile_snapshot
+    from extproc.config.load import load_config
+
     config = load_config(version.content.decode(), f"version {version.number}")
     return compile_snapshot(config, version.number)
 
@@ -98,6 +103,8 @@ def diff(store: Store, first: str | None, second: str | None) -> tuple[Change, .
 
 def preview(store: Store, source: str, health: Health | None = None) -> Preview:
     """Say what publishing a file would bring about."""
+    from configctl.preview import preview_snapshot
+
     active = store.active()
     checked = validate(source, version=active.number + 1 if active else 1)
     return preview_snapshot(compile_version(active) if active else None, checked.snapshot, health)

@@ -23,14 +23,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.functions import FunctionElement
 
+from configctl.refusals import StoreError
+
 BUSY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5
 WRITES = "gateway_writes"
 """Execution option of an engine whose transactions write."""
-
-
-class StoreError(Exception):
-    """The store cannot be used; the message is a sentence for the operator."""
 
 
 def parse_store_url(text: str) -> URL:

@@ -7,20 +7,21 @@ Invariant: nothing is committed that was not shown, but for `--yes`.
 from __future__ import annotations
 
 import getpass
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from configctl import changes, render, shapes
 from configctl.options import Place, check_text, open_store
 from configctl.records import Conflict, NothingToPublish, Version
-from configctl.render import Screen
-from configctl.store import Store
+from configctl.screen import Screen, is_terminal
 from configctl.waiting import Verdicts
+
+if TYPE_CHECKING:
+    from configctl.store import Store
 
 CONFLICT = 4
 _REFUSED = 1
@@ -106,11 +107,6 @@ def _tell_unchanged(screen: Screen, answer: NothingToPublish | Conflict, as_json
         screen.json(shapes.of_conflict(answer))
     screen.say(render.describe_conflict(answer))
     return CONFLICT
-
-
-def is_terminal() -> bool:
-    """Tell whether somebody can be asked."""
-    return sys.stdin.isatty()
 
 
 def _login_name() -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from configctl.render import one_line, print_rows, visible
+from configctl.screen import Screen, print_line
 
-from configctl.live_shapes import Json
-from configctl.render import Screen, one_line, print_rows, visible
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from configctl.live_shapes import Json
 
 HEALTH_HEADERS = ("subject", "state", "share", "until", "reason", "order")
 REQUEST_HEADERS = (
@@ -83,9 +84,11 @@ def follow_requests(screen: Screen, rows: Iterator[Json]) -> None:
     """Show requests as they come: a live table on a terminal, a line each in a pipe."""
     if not screen.data.is_terminal:
         for row in rows:
-            screen.data.print(Text("  ".join(one_line(cell) for cell in request_cells(row))))
+            print_line(screen.data, "  ".join(one_line(cell) for cell in request_cells(row)))
             screen.data.file.flush()
         return
+    from rich.live import Live
+
     shown: deque[tuple[str, ...]] = deque(maxlen=_SHOWN_ROWS)
     with Live(_table(REQUEST_HEADERS, shown), console=screen.data, refresh_per_second=4) as live:
         for row in rows:
@@ -113,13 +116,13 @@ def print_instance(console: Console, live: Json) -> None:
     if live["last_error"]:
         facts["last error"] = live["last_error"]
     for name, value in facts.items():
-        console.print(Text(f"{name + ':':<15}{one_line(value)}"))
+        print_line(console, f"{name + ':':<15}{one_line(value)}")
 
 
 def print_story(console: Console, story: dict[str, Any]) -> None:
     """Print one request's story in the order in which it happened."""
     for line, style in story_lines(story):
-        console.print(Text(visible(line), style=style))
+        print_line(console, visible(line), style)
 
 
 def story_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -198,6 +201,9 @@ def _outcome_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _table(headers: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*headers, header_style="bold", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(one_line(cell), style=_STYLES.get(cell, "")) for cell in row))

@@ -5,10 +5,12 @@ Times are ISO 8601 in UTC with milliseconds, durations milliseconds; what does n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configctl.shapes import of_time
-from extproc.wire.pb import admin_pb2 as pb
+
+if TYPE_CHECKING:
+    from extproc.wire.pb import admin_pb2 as pb
 
 Json = dict[str, Any]
 

@@ -10,18 +10,18 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from configctl import shapes
-from configctl.commands import Refusal
-from configctl.engine import parse_store_url, sqlite_path
-from configctl.render import Screen
-from configctl.store import Store, StoreError
+from configctl.refusals import Refusal, StoreError
+from configctl.screen import Screen
 from extproc.config.errors import ConfigErrors
 from extproc.config.units import parse_duration
 from extproc.data_dir import DataDir
+
+if TYPE_CHECKING:
+    from configctl.store import Store
 
 DEFAULT_DATA_DIR = "./.gateway"
 DEFAULT_TIMEOUT = "30s"
@@ -63,7 +63,16 @@ class Place:
         """The store's URL."""
         if self.store:
             return self.store
-        return f"sqlite:///{DataDir(Path(self.data_dir or DEFAULT_DATA_DIR)).store_db}"
+        return f"sqlite:///{self._files.store_db}"
+
+    @property
+    def names_gateway(self) -> bool:
+        """Whether a gateway was named, or left its socket in the data directory."""
+        return bool(self.admin) or self._files.admin_socket.exists()
+
+    @property
+    def _files(self) -> DataDir:
+        return DataDir(Path(self.data_dir or DEFAULT_DATA_DIR))
 
 
 PLACE_OPTIONS = tuple(field.name for field in fields(Place))
@@ -71,6 +80,10 @@ PLACE_OPTIONS = tuple(field.name for field in fields(Place))
 
 def open_store(place: Place, *, create: bool = False) -> Store:
     """Open the store; one that is not there yet is created for a change, and empty for a look."""
+    # Here and not above: the database library takes longer to import than most verbs to run.
+    from configctl.engine import parse_store_url, sqlite_path
+    from configctl.store import Store
+
     path = sqlite_path(parse_store_url(place.url))
     if path is None or create or path.exists():
         return Store.open(place.url)
@@ -200,6 +213,8 @@ def _answered(function: Callable[..., int], args: tuple[Any, ...], options: dict
         return function(*args, **options)
     except ConfigErrors as errors:
         if options.get("as_json"):
+            from configctl import shapes
+
             screen.json(shapes.of_invalid(errors))
         screen.say(str(errors))
     except (StoreError, Refusal) as error:

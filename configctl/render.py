@@ -1,28 +1,29 @@
 """What people read: tables and colours on a terminal, plain lines in a pipe.
 
-Owns wording and layout only. Data goes to stdout, talk to stderr. Invariant: text from outside (messages, Envoy's
+Owns wording and layout only; where it goes is `screen.py`'s. Invariant: text from outside (messages, Envoy's
 words) is printed as text: no markup, no control characters, one line where a line is meant.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from configctl.changes import Report
-from configctl.commands import Status, Verified
-from configctl.diff import Change, section_of
-from configctl.preview import Candidates, Preview
-from configctl.records import AuditEntry, Conflict, Version
+from configctl.diff import section_of
+from configctl.screen import Screen, print_line
 from configctl.shapes import of_entry, of_time
-from configctl.waiting import Verdict, Verdicts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from configctl.changes import Report
+    from configctl.commands import Status, Verified
+    from configctl.diff import Change
+    from configctl.preview import Candidates, Preview
+    from configctl.records import AuditEntry, Conflict, Version
+    from configctl.waiting import Verdict, Verdicts
 
 _MARKS = {
     "added": ("+", "green"),
@@ -34,27 +35,13 @@ _STYLES = {"applied": "green", "failed": "red", "silent": "red", "waiting": "yel
 _DIGEST_SHOWN = 12
 
 
-class Screen:
-    """Where output goes; `data` is stdout, `talk` is stderr."""
-
-    def __init__(self) -> None:
-        self.data = Console(file=sys.stdout, highlight=False, emoji=False, soft_wrap=True)
-        self.talk = Console(file=sys.stderr, highlight=False, emoji=False, soft_wrap=True)
-
-    def json(self, value: object) -> None:
-        """Print one JSON document."""
-        text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-        sys.stdout.write(f"{text}\n")
-
-    def say(self, sentence: str, style: str = "") -> None:
-        """Tell the operator something that is no data."""
-        self.talk.print(Text(sentence, style=style))
-
-
 def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table: drawn on a terminal, aligned columns in a pipe."""
     cells = [[one_line(cell) for cell in row] for row in rows]
     if console.is_terminal:
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(*headers, header_style="bold", box=None, pad_edge=False)
         for row in cells:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
@@ -63,7 +50,7 @@ def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     for row in [list(headers), *cells]:
         padded = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        console.print(Text(padded.rstrip()))
+        print_line(console, padded.rstrip())
 
 
 def one_line(text: str) -> str:
@@ -108,14 +95,14 @@ def print_version(console: Console, version: Version) -> None:
     if version.outcome_reason:
         facts["reason"] = version.outcome_reason
     for name, value in facts.items():
-        console.print(Text(f"{name + ':':<11}{one_line(value)}"))
+        print_line(console, f"{name + ':':<11}{one_line(value)}")
 
 
 def print_shown(console: Console, version: Version) -> None:
     """Print a version as a config file, with what is known about it in comments."""
     facts = f"version {version.number}, {_kind(version)} by {version.author} at {of_time(version.created_at)}"
-    console.print(Text(f"# {one_line(facts)}: {one_line(version.message)}"))
-    console.print(Text(as_yaml(orjson.loads(version.content))))
+    print_line(console, f"# {one_line(facts)}: {one_line(version.message)}")
+    print_line(console, as_yaml(orjson.loads(version.content)))
 
 
 def print_changes(console: Console, changes: Sequence[Change]) -> None:
@@ -124,7 +111,7 @@ def print_changes(console: Console, changes: Sequence[Change]) -> None:
     for change in changes:
         if section_of(change) != section:
             section = section_of(change)
-            console.print(Text(section, style="bold"))
+            print_line(console, section, "bold")
         mark, style = _MARKS[change.kind]
         whole = change.after if change.kind == "added" else change.before
         if change.kind in ("added", "removed"):
@@ -133,7 +120,7 @@ def print_changes(console: Console, changes: Sequence[Change]) -> None:
             text = f"{change.path}: order {_short(change.before)} -> {_short(change.after)}"
         else:
             text = f"{change.path}: {_short(change.before)} -> {_short(change.after)}"
-        console.print(Text(f"  {mark} {text}", style=style))
+        print_line(console, f"  {mark} {text}", style)
 
 
 def print_preview(console: Console, preview: Preview) -> None:
@@ -142,25 +129,25 @@ def print_preview(console: Console, preview: Preview) -> None:
     for mark, kind, names in (("+", "added", preview.gained), ("-", "removed", preview.lost)):
         for name in names:
             verb = "gained" if mark == "+" else "lost"
-            console.print(Text(f"{mark} model {verb}: {name}", style=_MARKS[kind][1]))
-    console.print(Text(f"candidates ({known})", style="bold"))
+            print_line(console, f"{mark} model {verb}: {name}", _MARKS[kind][1])
+    print_line(console, f"candidates ({known})", "bold")
     for candidates in preview.candidates:
         _print_candidates(console, candidates)
-    console.print(Text(f"findings ({len(preview.findings)})", style="bold"))
+    print_line(console, f"findings ({len(preview.findings)})", "bold")
     for finding in preview.findings:
-        console.print(Text(f"  ! {finding.path}: {finding.sentence} {finding.advice} [{finding.code}]", style="yellow"))
-    console.print(Text(f"envoy resources ({len(preview.resources)})", style="bold"))
+        print_line(console, f"  ! {finding.path}: {finding.sentence} {finding.advice} [{finding.code}]", "yellow")
+    print_line(console, f"envoy resources ({len(preview.resources)})", "bold")
     for resource in preview.resources:
         mark, style = _MARKS[resource.change]
-        console.print(Text(f"  {mark} {resource.kind} {resource.name}", style=style))
+        print_line(console, f"  {mark} {resource.kind} {resource.name}", style)
 
 
 def print_status(console: Console, status: Status, now: float) -> None:
     """Print the wanted version and one line an instance."""
     wanted = f"{status.active.number} ({status.active.outcome})" if status.active else "none"
-    console.print(Text(f"wanted version: {wanted}"))
+    print_line(console, f"wanted version: {wanted}")
     if not status.instances:
-        console.print(Text("no gateway has reported to this store within a day"))
+        print_line(console, "no gateway has reported to this store within a day")
         return
     rows = [
         (
@@ -198,10 +185,10 @@ def print_audit(console: Console, entries: Iterable[AuditEntry]) -> None:
 def print_verified(console: Console, verified: Verified) -> None:
     """Print what is broken, or that nothing is."""
     for broken in verified.broken:
-        console.print(Text(f"{broken.what} {broken.reason}", style="red"))
+        print_line(console, f"{broken.what} {broken.reason}", "red")
     if not verified.broken:
         head = f", the last one is {verified.head}" if verified.head else ""
-        console.print(Text(f"whole: {verified.versions} versions, {verified.entries} audit entries{head}"))
+        print_line(console, f"whole: {verified.versions} versions, {verified.entries} audit entries{head}")
 
 
 def describe_conflict(conflict: Conflict) -> str:
@@ -254,6 +241,8 @@ def waiting_line(verdicts: Verdicts) -> str:
 
 def as_yaml(value: object) -> str:
     """Write plain data as YAML, keys in their order."""
+    import yaml
+
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110).rstrip()
 
 
@@ -262,11 +251,11 @@ def _print_candidates(console: Console, candidates: Candidates) -> None:
     after = [place.target for place in candidates.after]
     mark, style = (" ", "") if before == after else _MARKS["added" if before is None else "changed"]
     order = ", ".join(f"{place.target} ({place.mode})" for place in candidates.after) or "nobody"
-    console.print(Text(f"  {mark} {candidates.model} [{candidates.protocol}]: {order}", style=style))
+    print_line(console, f"  {mark} {candidates.model} [{candidates.protocol}]: {order}", style)
     if before is not None and before != after:
-        console.print(Text(f"      was: {', '.join(before) or 'nobody'}"))
+        print_line(console, f"      was: {', '.join(before) or 'nobody'}")
     for skip in candidates.skipped:
-        console.print(Text(f"      skipped now: {skip.target}: {skip.reason}"))
+        print_line(console, f"      skipped now: {skip.target}: {skip.reason}")
 
 
 def _verdict(verdict: Verdict) -> str:

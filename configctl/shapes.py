@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from configctl.changes import Report
-from configctl.commands import Checked, ClientKey, Status, Verified
-from configctl.diff import Change
-from configctl.preview import Preview
-from configctl.records import AuditEntry, Conflict, Instance, NothingToPublish, Version
-from configctl.waiting import Verdict
-from extproc.config.errors import ConfigErrors
+if TYPE_CHECKING:
+    from configctl.changes import Report
+    from configctl.commands import Checked, ClientKey, Status, Verified
+    from configctl.diff import Change
+    from configctl.preview import Preview
+    from configctl.records import AuditEntry, Conflict, Instance, NothingToPublish, Version
+    from configctl.waiting import Verdict
+    from extproc.config.errors import ConfigErrors
 
 Json = dict[str, Any]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configctl.records import EMPTY, Published, Version
+from configctl.refusals import StoreError
 from extproc.config.compile import canonical_json, compile_snapshot, digest
 from extproc.config.load import load_config, parse_config_file
 from extproc.config.model import GatewayConfig
@@ -107,7 +108,7 @@ class StoreSource:
     @contextmanager
     def _open(self) -> Iterator[Store]:
         # Here and not above: a gateway that restarts under traffic serves first and opens its store then.
-        from configctl.store import Store, StoreError
+        from configctl.store import Store
 
         try:
             with self._opening:
@@ -127,7 +128,7 @@ def prepare(url: str, config: Path | None, last_good: Path, author: str) -> tupl
     Without the store it is the last good version. Raises ConfigErrors for a file that does not compile, StartError
     when there is nothing to run.
     """
-    from configctl.store import Store, StoreError
+    from configctl.store import Store
 
     saved = read_last_good(last_good)
     parsed = parse_config_file(config) if config else None
@@ -164,7 +165,7 @@ def _wanted(version: Version | None) -> Wanted | None:
 
 def _refuse_missing(url: str, advice: str = "") -> None:
     """Raise StoreError for a SQLite file that is not there: a new one would be empty, and so undo what it held."""
-    from configctl.engine import StoreError, parse_store_url, sqlite_path
+    from configctl.engine import parse_store_url, sqlite_path
 
     path = sqlite_path(parse_store_url(url))
     if path is not None and not path.exists():

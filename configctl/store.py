@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Select, delete, func, insert, select, update
 
-from configctl.engine import WRITES, StoreError, database_now, describe, open_engine, parse_store_url, store_faults
+from configctl.engine import WRITES, database_now, describe, open_engine, parse_store_url, store_faults
 from configctl.history import (
     GENESIS,
     Broken,
@@ -41,6 +41,7 @@ from configctl.records import (
     Version,
     canonical,
 )
+from configctl.refusals import StoreError
 from configctl.rows import (
     RowError,
     loose_entry,

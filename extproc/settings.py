@@ -1,6 +1,6 @@
 """What one run of `extproc` was asked to do, as frozen values, and the refusal that ends it.
 
-Owns the settings of each verb and how an address is written. Reading argv and the environment is `cli.py`'s;
+Owns the settings of each verb and how an address is written. Reading argv and the environment is `cli`'s;
 nothing below it looks at `os.environ`. Durations are float seconds.
 """
 

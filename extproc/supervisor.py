@@ -23,7 +23,6 @@ from extproc.child import Child, keep_running, tether
 from extproc.config.snapshot import Snapshot
 from extproc.data_dir import DataDir
 from extproc.envoy_binary import ENVOY_BIN_ENV, envoy_environ, find_envoy, require_envoy
-from extproc.metrics import READY
 from extproc.preflight import claim_port, load_snapshot, refuse_open_door
 from extproc.restart import Backoff
 from extproc.settings import STORE_ENV, SUPERVISED_ENV, Address, StartError, UpSettings
@@ -32,6 +31,8 @@ START_TIMEOUT_S = 20.0
 STOP_GRACE_S = 5.0
 ACTIVE_REQUESTS = "http.gateway.downstream_rq_active"
 """Envoy's gauge of requests that are under way on the gateway's listener."""
+READY = "gateway_ready"
+"""The name of that metric, as `metrics.py` has it, written again because importing that costs a start."""
 
 _POLL_S = 0.02
 _DRAIN_POLL_S = 0.05

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from extproc import supervisor
+from extproc import metrics, supervisor
 from extproc.child import Child
 from extproc.config.errors import ConfigErrors
 from extproc.config.snapshot import Snapshot
@@ -205,6 +205,10 @@ def test_the_ready_line_waits_until_envoy_took_the_version(tmp_path: Path, annou
 
     assert world.run(after_ready(announced, Supervisor.request_stop)) == 0
     assert world.scrapes() == len((0.0, 0.0, 1.0))
+
+
+def test_the_metric_that_is_waited_for_is_on_the_page() -> None:
+    assert metrics.READY == supervisor.READY
 
 
 def test_a_version_that_envoy_does_not_take_is_never_announced(

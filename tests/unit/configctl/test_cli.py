@@ -154,6 +154,8 @@ def test_a_status_whose_store_is_broken_says_so_after_what_the_gateway_says(
     store_db = place / ".gateway" / "store.db"
     store_db.parent.mkdir()
     store_db.write_bytes(b"this is no database, only a text of more than a hundred bytes" * 3)
+    (place / ".gateway" / "run").mkdir()
+    (place / ".gateway" / "run" / "admin.sock").touch()
     monkeypatch.setattr("configctl.live_commands.live_status", lambda _: INSTANCE)
 
     result, as_json = run("status"), run("status", "--json")

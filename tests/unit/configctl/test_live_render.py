@@ -11,7 +11,7 @@ from rich.console import Console
 
 from configctl import live_commands, live_render
 from configctl.live_shapes import Json, of_health, of_instance, of_request
-from configctl.render import Screen
+from configctl.screen import Screen
 from extproc.wire.pb import admin_pb2 as pb
 
 STATUS = pb.StatusReply(

@@ -1,0 +1,57 @@
+"""Where a verb's output goes: data to stdout, talk to stderr.
+
+Owns the two streams; what is written is `render.py`'s and `shapes.py`'s. rich is imported when something is printed
+for people: scripts, which ask for JSON, do not wait for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from typing import IO, TYPE_CHECKING
+
+import orjson
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Screen:
+    """Where output goes; `data` is stdout, `talk` is stderr."""
+
+    @cached_property
+    def data(self) -> Console:
+        """Write to stdout."""
+        return _console(sys.stdout)
+
+    @cached_property
+    def talk(self) -> Console:
+        """Write to stderr."""
+        return _console(sys.stderr)
+
+    def json(self, value: object) -> None:
+        """Print one JSON document."""
+        text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+        sys.stdout.write(f"{text}\n")
+
+    def say(self, sentence: str, style: str = "") -> None:
+        """Tell the operator something that is no data."""
+        print_line(self.talk, sentence, style)
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print text as it is: what it holds is no markup."""
+    from rich.text import Text
+
+    console.print(Text(text, style=style))
+
+
+def is_terminal() -> bool:
+    """Tell whether somebody can be asked."""
+    return sys.stdin.isatty()
+
+
+def _console(stream: IO[str]) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, emoji=False, soft_wrap=True)
