@@ -40,11 +40,19 @@ def tether(argv: Sequence[str]) -> list[str]:
 class Child:
     """A named command; with `log`, its output is appended there (0600), else it goes to our stderr."""
 
-    def __init__(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        log: Path | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.name = name
         self._argv = tuple(argv)
         self._env = dict(env)
         self._log = log
+        self._pass_fds = tuple(pass_fds)
         self._log_start = 0
         self._process: asyncio.subprocess.Process | None = None
 
@@ -74,10 +82,15 @@ class Child:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                pass_fds=self._pass_fds,
             )
         finally:
             if output != _STDERR:
                 os.close(output)
+
+    def start_next_as(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Start the next process, and those after it, with another command, and with none of our descriptors."""
+        self._argv, self._env, self._pass_fds = tuple(argv), dict(env), ()
 
     async def wait(self) -> int:
         """Wait for the end of the latest process and return its exit code."""

@@ -154,22 +154,25 @@ class DataDir:
             raise self._unusable(error) from None
 
     @contextmanager
-    def lock_exclusive(self) -> Iterator[None]:
-        """Hold the directory for this process; a second holder gets a StartError that names the first."""
+    def lock_exclusive(self, holder: int | None = None) -> Iterator[int]:
+        """Hold the directory for this process; a second holder gets a StartError that names the first.
+
+        `holder` is the pid to name, of a process that the descriptor is going to be handed to; ours otherwise.
+        """
         try:
             descriptor = self._open_lock()
         except OSError as error:
             raise self._unusable(error) from None
         try:
-            self._take(descriptor)
-            yield
+            self._take(descriptor, os.getpid() if holder is None else holder)
+            yield descriptor
         finally:
             os.close(descriptor)
 
     def _open_lock(self) -> int:
         return os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _take(self, descriptor: int) -> None:
+    def _take(self, descriptor: int, holder: int) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -180,7 +183,7 @@ class DataDir:
         except OSError as error:
             raise self._unusable(error) from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{holder}\n".encode(), 0)
 
     def _holder(self) -> str:
         try:

@@ -1,4 +1,4 @@
-"""What is checked before any child starts, so that a gateway that cannot work says so at once.
+"""What is checked and claimed before anything listens, so that a gateway that cannot work says so at once.
 
 Owns the checks on config, addresses and ports; the data directory and Envoy's binary check themselves. Every
 fault is a StartError, or ConfigErrors with all faults of the config file.
@@ -8,13 +8,42 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import parse_config_file
 from extproc.config.snapshot import Snapshot
-from extproc.settings import Address, StartError
+from extproc.data_dir import DataDir
+from extproc.handover import Claimed
+from extproc.settings import Address, ServeSettings, StartError
+
+
+@contextmanager
+def claim(
+    settings: ServeSettings, prepare: Callable[[DataDir], Snapshot], holder: int
+) -> Iterator[tuple[Claimed, int]]:
+    """Check everything, make the store ready and choose the ports; gives the lock's descriptor too, held meanwhile.
+
+    `prepare` makes the store ready, under the lock of the data directory, and returns the version about to run; the
+    lock names `holder` to a second gateway. Raises StartError or ConfigErrors.
+    """
+    doors = (settings.listen, settings.metrics_listen)
+    if settings.config is not None:
+        # Before anything is written: a bad file leaves no trace.
+        refuse_open_door(load_snapshot(settings.config), doors)
+    data_dir = DataDir(settings.data_dir)
+    data_dir.create()
+    with data_dir.lock_exclusive(holder) as lock:
+        snapshot = prepare(data_dir)
+        refuse_open_door(snapshot, doors)
+        listen = claim_port(settings.listen, "--listen")
+        metrics = claim_port(settings.metrics_listen, "--metrics-listen")
+        if listen == metrics:
+            raise StartError(f"--listen and --metrics-listen both name {listen}: give each its own port.")
+        admin = _claim_admin_port(settings, (listen, metrics))
+        yield Claimed(listen, metrics, admin, "https" if snapshot.server.tls_cert_file else "http"), lock
 
 
 def load_snapshot(config: Path) -> Snapshot:
@@ -48,6 +77,15 @@ def claim_port(address: Address, flag: str) -> Address:
         except OSError as error:
             raise StartError(_why_not(address, flag, error)) from None
         return Address(address.host, probe.getsockname()[1])
+
+
+def _claim_admin_port(settings: ServeSettings, taken: tuple[Address, ...]) -> Address | None:
+    if settings.admin is None:
+        return None
+    address = claim_port(settings.admin.address, "--admin-listen")
+    if address in taken:
+        raise StartError(f"--admin-listen names {address} as another option does: give each its own port.")
+    return address
 
 
 def _why_not(address: Address, flag: str, error: OSError) -> str:

@@ -16,7 +16,8 @@ STORE_ENV = "GATEWAY_STORE"
 """URL of the config store; the default is `store.db` in the data directory."""
 SUPERVISED_ENV = "GATEWAY_SUPERVISED"
 """Set to `1` for a child of `extproc up`: the parent holds the lock, and the child ends with the parent."""
-
+HANDOVER_ENV = "GATEWAY_HANDOVER"
+"""Number of the descriptor on which `extproc up` waits for what its first `serve` claimed."""
 
 Transport = Literal["fast", "grpcio"]
 """What serves Envoy's streams: our own HTTP/2 on asyncio, or grpcio."""

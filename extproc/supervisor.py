@@ -1,7 +1,8 @@
 """`extproc up`: one supervisor over two children, `extproc serve` and Envoy.
 
 Owns the order of the start, the restarts, the drain and the `ready` line. Rendering, traffic and config are
-`serve`'s. Invariants: nothing starts before every check has passed; each child is restarted alone, so Envoy
+`serve`'s, and so are the checks before the start, whose model and database its process has anyway (`handover.py`).
+Invariants: Envoy starts when every check has passed and `serve` is up; each child is restarted alone, so Envoy
 outlives a crash of `serve` and answers 503 meanwhile; provider keys in the environment reach `serve` and
 never Envoy; when this module returns, no child runs. Should the supervisor be killed, Envoy ends by its
 tether and `serve` because it watches its parent.
@@ -10,22 +11,23 @@ tether and `serve` because it watches its parent.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from extproc import envoy_admin
-from extproc.child import Child, keep_running, tether
-from extproc.config.snapshot import Snapshot
+from extproc.child import Child, keep_running
+from extproc.children import envoy_child, first_serve, serve_argv, serve_environ
 from extproc.data_dir import DataDir
-from extproc.envoy_binary import ENVOY_BIN_ENV, envoy_environ, find_envoy, require_envoy
-from extproc.preflight import claim_port, load_snapshot, refuse_open_door
+from extproc.envoy_binary import find_envoy, require_envoy
+from extproc.handover import Claimed, take_over
 from extproc.restart import Backoff
-from extproc.settings import STORE_ENV, SUPERVISED_ENV, Address, StartError, UpSettings
+from extproc.settings import Address, StartError, UpSettings
 
 START_TIMEOUT_S = 20.0
 STOP_GRACE_S = 5.0
@@ -40,98 +42,72 @@ _DRAIN_POLL_S = 0.05
 # needs a moment to leave Envoy.
 _QUIET_POLLS = 2
 _LOG_LINES = 15
-# How long Envoy lets connections of a *replaced* listener live: a publish must not cut a long stream. It has
-# nothing to do with --drain, at the end of which the process ends.
-_LISTENER_DRAIN_S = 3600
 
 
 class _StopRequested(Exception):  # noqa: N818 - not an error
     """A signal came before the gateway was ready."""
 
 
-def run_up(settings: UpSettings, prepare: Callable[[DataDir], Snapshot]) -> int:
-    """Run the whole gateway until a signal; returns the exit code, raises StartError or ConfigErrors.
-
-    `prepare` makes the store ready, under the lock of the data directory, and returns the version about to run.
-    """
+def run_up(settings: UpSettings) -> int:
+    """Run the whole gateway until a signal; returns the exit code, raises StartError."""
     envoy = find_envoy(settings.envoy, settings.environ)
     require_envoy(envoy)
-    doors = (settings.listen, settings.metrics_listen)
-    if settings.config is not None:
-        # Before anything is written: a bad file leaves no trace.
-        refuse_open_door(load_snapshot(settings.config), doors)
+    return asyncio.run(_run(settings, envoy))
+
+
+async def _run(settings: UpSettings, envoy: Path) -> int:
+    """Let the first `serve` check and claim, then supervise it and Envoy with what it claimed."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        serve = first_serve(settings, envoy, theirs.fileno())
+        _cancel_at_signals()
+        try:
+            await _launch(serve)
+            theirs.close()
+            taken = await take_over(ours)
+        except asyncio.CancelledError:
+            await serve.stop(STOP_GRACE_S)
+            return 0
+    if taken is None:
+        return _refused(await serve.wait(), serve)
+    claimed, lock = taken
+    try:
+        serve.start_next_as(serve_argv(settings, claimed), serve_environ(settings, envoy))
+        return await _supervisor(settings, claimed, serve, envoy).run()
+    finally:
+        os.close(lock)
+
+
+def _cancel_at_signals() -> None:
+    """Let a signal end the start, until the supervisor has handlers of its own."""
+    starting = asyncio.current_task()
+    assert starting is not None  # noqa: S101 - tells the type checker
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
+
+
+def _refused(exit_code: int, serve: Child) -> int:
+    """Return how a start ends whose `serve` claimed nothing: it has said why, unless it was killed."""
+    if exit_code < 0:
+        raise StartError(f"{serve.name} ended while starting ({serve.how_it_ended()}).")
+    return exit_code
+
+
+def _supervisor(settings: UpSettings, claimed: Claimed, serve: Child, envoy: Path) -> Supervisor:
     data_dir = DataDir(settings.data_dir)
-    data_dir.create()
-    with data_dir.lock_exclusive():
-        snapshot = prepare(data_dir)
-        refuse_open_door(snapshot, doors)
-        listen = claim_port(settings.listen, "--listen")
-        metrics = claim_port(settings.metrics_listen, "--metrics-listen")
-        if listen == metrics:
-            raise StartError(f"--listen and --metrics-listen both name {listen}: give each its own port.")
-        settings = _with_admin_port(settings, (listen, metrics))
-        scheme = "https" if snapshot.server.tls_cert_file else "http"
-        supervisor = Supervisor(
-            serve=Child("extproc serve", serve_argv(settings, listen, metrics), serve_environ(settings, envoy)),
-            envoy=Child(
-                "Envoy",
-                tether(envoy_argv(envoy, data_dir, settings.concurrency)),
-                envoy_environ(settings.environ),
-                data_dir.envoy_log,
-            ),
-            data_dir=data_dir,
-            listen=listen,
-            metrics=metrics,
-            drain_s=settings.drain_s,
-            ready_line=(
-                f"ready {scheme}://{listen} metrics http://{metrics}{_admin_shown(settings)} "
-                f"data {_shown(settings.data_dir)}"
-            ),
-        )
-        return asyncio.run(supervisor.run())
-
-
-def serve_argv(settings: UpSettings, listen: Address, metrics: Address) -> list[str]:
-    """Return the command of the `serve` child."""
-    argv = [sys.executable, "-m", "extproc", "serve", "--data-dir", str(settings.data_dir)]
-    argv += ["--listen", str(listen), "--metrics-listen", str(metrics)]
-    argv += ["--transport", settings.transport]
-    admin = settings.admin
-    if admin is not None:
-        argv += ["--admin-listen", str(admin.address), "--admin-cert", str(admin.cert)]
-        argv += ["--admin-key", str(admin.key), "--admin-client-ca", str(admin.client_ca)]
-    return argv
-
-
-def _with_admin_port(settings: UpSettings, taken: tuple[Address, ...]) -> UpSettings:
-    """Return the settings with the admin API's port chosen; raises StartError when it cannot be had."""
-    if settings.admin is None:
-        return settings
-    address = claim_port(settings.admin.address, "--admin-listen")
-    if address in taken:
-        raise StartError(f"--admin-listen names {address} as another option does: give each its own port.")
-    return replace(settings, admin=replace(settings.admin, address=address))
-
-
-def _admin_shown(settings: UpSettings) -> str:
-    return f" admin {settings.admin.address}" if settings.admin is not None else ""
-
-
-def serve_environ(settings: UpSettings, envoy: Path) -> dict[str, str]:
-    """Return the environment of `serve`: ours, that it has a supervisor, its Envoy, and its store.
-
-    The store's URL may hold a password, which the process list must not show.
-    """
-    return {**settings.environ, SUPERVISED_ENV: "1", ENVOY_BIN_ENV: str(envoy), STORE_ENV: settings.store}
-
-
-def envoy_argv(envoy: Path, data_dir: DataDir, concurrency: int) -> list[str]:
-    """Return Envoy's command; `immediate`: every answer during a drain says `connection: close`."""
-    argv = [str(envoy), "-c", str(data_dir.bootstrap), "--concurrency", str(concurrency)]
-    argv += ["--disable-hot-restart", "--log-level", "warning", "--drain-strategy", "immediate"]
-    # An operator reads the access log while an incident runs: Envoy's default would show lines up to 10 s late.
-    argv += ["--file-flush-interval-msec", "500"]
-    return [*argv, "--drain-time-s", str(_LISTENER_DRAIN_S)]
+    admin = f" admin {claimed.admin}" if claimed.admin else ""
+    return Supervisor(
+        serve=serve,
+        envoy=envoy_child(settings, envoy, data_dir),
+        data_dir=data_dir,
+        listen=claimed.listen,
+        metrics=claimed.metrics,
+        drain_s=settings.drain_s,
+        ready_line=(
+            f"ready {claimed.scheme}://{claimed.listen} metrics http://{claimed.metrics}{admin} "
+            f"data {_shown(settings.data_dir)}"
+        ),
+    )
 
 
 class Supervisor:
@@ -182,17 +158,12 @@ class Supervisor:
         self._stop.set()
 
     async def _start(self) -> None:
-        await self._launch(self._serve)
+        if self._serve.pid is None:
+            await _launch(self._serve)
         await self._until(self._serve_is_ready, self._serve)
-        await self._launch(self._envoy)
+        await _launch(self._envoy)
         await self._until(self._envoy_is_ready, self._envoy)
         await self._until(self._is_accepted, self._serve)
-
-    async def _launch(self, child: Child) -> None:
-        try:
-            await child.start()
-        except OSError as error:
-            raise StartError(f"{child.name} cannot be started: {error.strerror}.") from None
 
     async def _until(self, is_ready: Callable[[], Awaitable[bool]], child: Child) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT_S
@@ -269,6 +240,13 @@ class Supervisor:
         except envoy_admin.AdminError:
             return None
         return value if isinstance(value, int) else None
+
+
+async def _launch(child: Child) -> None:
+    try:
+        await child.start()
+    except OSError as error:
+        raise StartError(f"{child.name} cannot be started: {error.strerror}.") from None
 
 
 def say(sentence: str) -> None:

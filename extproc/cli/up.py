@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Mapping
 
-from extproc.cli.chosen import admin_of, prepare_version, store_of
+from extproc.cli.chosen import admin_of, store_of
 from extproc.cli.flags import (
     Verbs,
     add_admin,
@@ -64,8 +64,7 @@ def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             environ=environ,
             transport=options.transport,
             admin=admin_of(options),
-        ),
-        lambda data_dir: prepare_version(options, data_dir, environ),
+        )
     )
 
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +18,7 @@ from configctl.store import Store
 from extproc import __version__, cli
 from extproc.config.errors import ConfigError, ConfigErrors
 from extproc.data_dir import DataDir
+from extproc.handover import Claimed, hand_over, take_over
 from extproc.settings import Address, AdminListen, RenderSettings, ServeSettings, StartError, UpSettings, parse_address
 from extproc.versions import Report
 from tests.support.certs import Authority
@@ -124,16 +129,53 @@ def test_help_does_not_show_the_stores_password(
     assert "planted-password" not in capsys.readouterr().out
 
 
-def test_up_publishes_the_file_as_the_first_version_when_its_checks_have_passed(stand_in: Callable[..., None]) -> None:
-    """The store is made ready by `up`, under its lock, and not by the command line before it."""
-    settings, prepare = handed(stand_in, "supervisor", ["up", "--config", "g.yaml"])
-    assert not settings.data_dir.exists()
-    data_dir = DataDir(settings.data_dir)
+def test_the_first_serve_of_a_supervisor_publishes_the_file_and_hands_over_what_it_claimed(
+    stand_in: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setenv("GATEWAY_SUPERVISED", "1")
+    monkeypatch.setenv("GATEWAY_HANDOVER", str(theirs.detach()))
+    anywhere = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+
+    settings = asked(stand_in, "serve", ["serve", "--config", "g.yaml", *anywhere])
+
+    with ours:
+        taken = asyncio.run(take_over(ours))
+    assert taken is not None
+    claimed, lock = taken
+    assert (settings.listen, settings.metrics_listen) == (claimed.listen, claimed.metrics)
+    assert 0 not in (claimed.listen.port, claimed.metrics.port)
+    with Store.open(f"sqlite:///{Path.cwd()}/.gateway/store.db") as store:
+        assert 1 == store.active_number()
+    os.close(lock)
+
+
+def test_the_lock_that_was_handed_over_outlives_its_serve(tmp_path: Path) -> None:
+    """Only the supervisor's end frees the data directory, and the lock names the supervisor."""
+    data_dir = DataDir(tmp_path)
     data_dir.create()
+    ours, theirs = socket.socketpair()
+    with data_dir.lock_exclusive(4711) as lock:
+        hand_over(theirs.detach(), Claimed(Address("::1", 1), Address("::1", 2), Address("::1", 3), "https"), lock)
 
-    snapshot = prepare(data_dir)
+    with ours:
+        taken = asyncio.run(take_over(ours))
 
-    assert (1, ["p"]) == (snapshot.version, list(snapshot.providers))
+    assert taken is not None
+    assert taken[0] == Claimed(Address("::1", 1), Address("::1", 2), Address("::1", 3), "https")
+    with pytest.raises(StartError, match="pid 4711"), data_dir.lock_exclusive():
+        pass
+    os.close(taken[1])
+    with data_dir.lock_exclusive():
+        pass
+
+
+def test_a_serve_whose_supervisor_is_gone_does_not_start() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+
+    with pytest.raises(StartError, match="supervisor has ended"):
+        hand_over(theirs.detach(), Claimed(Address("::1", 1), Address("::1", 2), None, "http"), 0)
 
 
 def test_an_operator_is_told_that_a_changed_file_is_not_applied(
@@ -418,3 +460,27 @@ def test_a_demonstration_with_what_runs_already_needs_all_its_addresses(capsys: 
     assert 1 == cli.main(["demo", "--gateway", "http://127.0.0.1:1"])
 
     assert "--primary" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        ("from configctl.cli import main; main(['--help'])", "sqlalchemy pydantic grpc google.protobuf rich"),
+        ("from configctl.cli import main; main(['history', '--json'])", "pydantic grpc google.protobuf"),
+        ("from configctl.cli import main; main(['health'])", "sqlalchemy pydantic"),
+        ("from extproc.cli import main; main(['--help'])", "sqlalchemy pydantic grpc asyncio"),
+        ("import extproc.supervisor", "sqlalchemy pydantic grpc google.protobuf prometheus_client"),
+    ],
+    ids=["configctl --help", "configctl history", "configctl health", "extproc --help", "supervisor"],
+)
+def test_a_command_does_not_wait_for_libraries_that_it_does_not_use(
+    tmp_path: Path, command: str, unneeded: str
+) -> None:
+    """Each of them takes longer to import than all else that these commands do."""
+    script = (
+        f"import atexit, sys\nneeded = lambda: set({unneeded.split()}) & set(sys.modules)\n"
+        f"atexit.register(lambda: print('imported', *sorted(needed())))\n{command}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+
+    assert "imported" == done.stdout.splitlines()[-1].strip()

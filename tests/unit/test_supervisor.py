@@ -16,19 +16,18 @@ import pytest
 
 from extproc import metrics, supervisor
 from extproc.child import Child
-from extproc.config.errors import ConfigErrors
-from extproc.config.snapshot import Snapshot
+from extproc.children import envoy_argv, first_serve, serve_argv, serve_environ
 from extproc.data_dir import DataDir
 from extproc.envoy_binary import envoy_environ
-from extproc.preflight import claim_port, load_snapshot
+from extproc.handover import Claimed
+from extproc.preflight import claim_port
 from extproc.restart import Backoff
 from extproc.settings import Address, AdminListen, StartError, UpSettings
-from extproc.supervisor import Supervisor, envoy_argv, serve_argv, serve_environ
+from extproc.supervisor import Supervisor
 
 Act = Callable[[Supervisor], Coroutine[Any, Any, None]]
 
 LOOPBACK = Address("127.0.0.1", 18080)
-ANYWHERE = Address("0.0.0.0", 18080)  # noqa: S104 - what is refused
 QUICK = Backoff(first_s=0.001, max_s=0.001)
 
 SERVE = """
@@ -352,9 +351,13 @@ def settings(tmp_path: Path, **changes: Any) -> UpSettings:
     return UpSettings(**{**values, **changes})
 
 
+def claimed(admin: Address | None = None) -> Claimed:
+    return Claimed(LOOPBACK, Address("127.0.0.1", 18082), admin, "http")
+
+
 def test_the_word_serve_is_in_the_childs_command(tmp_path: Path) -> None:
     """Process lists tell the two apart by it."""
-    argv = serve_argv(settings(tmp_path), LOOPBACK, Address("127.0.0.1", 18082))
+    argv = serve_argv(settings(tmp_path), claimed())
 
     assert argv[1:4] == ["-m", "extproc", "serve"]
     assert argv[4:6] == ["--data-dir", f"{tmp_path}/data"]
@@ -362,21 +365,79 @@ def test_the_word_serve_is_in_the_childs_command(tmp_path: Path) -> None:
 
 
 def test_serve_is_told_where_the_admin_api_listens(tmp_path: Path) -> None:
-    admin = AdminListen(Address("127.0.0.1", 18083), Path("/c"), Path("/k"), Path("/a"))
-    argv = serve_argv(settings(tmp_path, admin=admin), LOOPBACK, LOOPBACK)
+    admin = AdminListen(Address("127.0.0.1", 0), Path("/c"), Path("/k"), Path("/a"))
+    argv = serve_argv(settings(tmp_path, admin=admin), claimed(Address("127.0.0.1", 18084)))
 
-    assert argv[-8:-4] == ["--admin-listen", "127.0.0.1:18083", "--admin-cert", "/c"]
+    assert argv[-8:-4] == ["--admin-listen", "127.0.0.1:18084", "--admin-cert", "/c"]
     assert argv[-4:] == ["--admin-key", "/k", "--admin-client-ca", "/a"]
 
 
 def test_serve_takes_its_version_from_the_store_and_not_from_the_file(tmp_path: Path) -> None:
     """A restarted `serve` must not fall back to what the file said when `up` began."""
-    assert "--config" not in serve_argv(settings(tmp_path), LOOPBACK, LOOPBACK)
+    assert "--config" not in serve_argv(settings(tmp_path), claimed())
+
+
+@pytest.fixture
+def first(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let Envoy pass for new enough, and a script be the first `serve`; its channel is its only argument."""
+    monkeypatch.setattr(supervisor, "require_envoy", lambda path: (1, 40, 0))
+
+    def be(script: str) -> None:
+        def made(settings: UpSettings, envoy: Path, channel: int) -> Child:
+            return Child("extproc serve", python(script, channel), {}, pass_fds=(channel,))
+
+        monkeypatch.setattr(supervisor, "first_serve", made)
+
+    return be
+
+
+def test_a_first_serve_that_refuses_ends_the_run_with_its_exit_code(
+    first: Callable[[str], None], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first("import sys; sys.exit('no such file')")
+
+    assert 1 == supervisor.run_up(settings(tmp_path, envoy="/e"))
+    assert ("", "no such file\n") == capfd.readouterr()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_first_serve_that_is_killed_is_told_of(first: Callable[[str], None], tmp_path: Path) -> None:
+    first("import os; os.kill(os.getpid(), 9)")
+
+    with pytest.raises(StartError, match=r"^extproc serve ended while starting \(signal SIGKILL\)\.$"):
+        supervisor.run_up(settings(tmp_path, envoy="/e"))
+
+
+def test_a_signal_while_the_first_serve_still_checks_ends_both(first: Callable[[str], None], tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    first(
+        f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), 15); time.sleep(60)"
+    )
+
+    assert 0 == supervisor.run_up(settings(tmp_path, envoy="/e"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_the_first_serve_is_told_the_file_and_the_channel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("extproc.children.Child", lambda *command, pass_fds: made.append((*command, pass_fds)))
+
+    first_serve(settings(tmp_path), Path("/e"), 7)
+
+    [(_, argv, environ, descriptors)] = made
+    assert argv == [*serve_argv(settings(tmp_path), asked()), "--config", str(tmp_path / "gateway.yaml")]
+    assert (environ["GATEWAY_HANDOVER"], descriptors) == ("7", (7,))
+
+
+def asked() -> Claimed:
+    anything = Address("127.0.0.1", 0)
+    return Claimed(anything, anything, None, "")
 
 
 def test_the_stores_password_is_in_no_command(tmp_path: Path) -> None:
     """Every user of the machine can read the process list."""
-    argv = serve_argv(settings(tmp_path), LOOPBACK, LOOPBACK)
+    argv = serve_argv(settings(tmp_path), claimed())
     argv += envoy_argv(Path("/e"), DataDir(tmp_path), concurrency=3)
 
     assert not [word for word in argv if "planted-password" in word or "--store" in word]
@@ -405,89 +466,3 @@ def test_envoy_is_told_its_bootstrap_and_its_threads(tmp_path: Path) -> None:
 
     assert argv[:5] == ["/e", "-c", f"{tmp_path}/envoy/bootstrap.json", "--concurrency", "3"]
     assert argv[argv.index("--drain-strategy") + 1] == "immediate"
-
-
-def config_file(tmp_path: Path, more: str = "") -> Path:
-    path = tmp_path / "gateway.yaml"
-    path.write_text(
-        "schema: 1\n"
-        "providers: {p: {base_url: 'https://api.example.com/v1'}}\n"
-        "models: {m: {targets: [{provider: p, model: m}]}}\n" + more
-    )
-    return path
-
-
-def compiled(tmp_path: Path, more: str = "") -> Snapshot:
-    return load_snapshot(config_file(tmp_path, more))
-
-
-def unprepared(data_dir: DataDir) -> Snapshot:
-    """Stand for a store that must not be touched."""
-    pytest.fail("the store was made ready")
-
-
-@pytest.fixture
-def nothing_may_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Envoy pass for new enough, and fail the test when a child is started."""
-    monkeypatch.setattr(supervisor, "require_envoy", lambda path: (1, 40, 0))
-    monkeypatch.setattr(Child, "start", lambda self: pytest.fail("a child was started"))
-
-
-@pytest.mark.usefixtures("nothing_may_start")
-def test_nothing_starts_when_a_check_fails(tmp_path: Path) -> None:
-    taken = claim_port(Address("127.0.0.1", 0), "--listen")
-    asked = settings(tmp_path, envoy="/e", config=config_file(tmp_path), listen=taken, metrics_listen=taken)
-
-    with pytest.raises(StartError, match=r"both name 127\.0\.0\.1"):
-        supervisor.run_up(asked, lambda data_dir: compiled(tmp_path))
-
-
-@pytest.mark.usefixtures("nothing_may_start")
-def test_config_errors_come_before_addresses_are_looked_at(tmp_path: Path) -> None:
-    path = config_file(tmp_path, "surplus: 1\nextra: 2\n")
-
-    with pytest.raises(ConfigErrors) as refused:
-        supervisor.run_up(settings(tmp_path, envoy="/e", config=path, listen=ANYWHERE), unprepared)
-
-    assert ["surplus", "extra"] == [error.path for error in refused.value.errors]
-
-
-@pytest.mark.usefixtures("nothing_may_start")
-def test_a_bad_file_leaves_no_trace(tmp_path: Path) -> None:
-    path = config_file(tmp_path, "surplus: 1\n")
-
-    with pytest.raises(ConfigErrors):
-        supervisor.run_up(settings(tmp_path, envoy="/e", config=path), unprepared)
-
-    assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.usefixtures("nothing_may_start")
-def test_a_file_that_opens_the_door_is_not_published(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match=r"^Refusing to listen on 0\.0\.0\.0:18080"):
-        supervisor.run_up(settings(tmp_path, envoy="/e", config=config_file(tmp_path), listen=ANYWHERE), unprepared)
-
-
-@pytest.mark.usefixtures("nothing_may_start")
-def test_the_version_that_runs_is_what_decides_about_the_door(tmp_path: Path) -> None:
-    """The store's active version may be another than the file."""
-    asked = settings(tmp_path, envoy="/e", config=None, listen=ANYWHERE)
-
-    with pytest.raises(StartError, match=r"^Refusing to listen on 0\.0\.0\.0:18080"):
-        supervisor.run_up(asked, lambda data_dir: compiled(tmp_path))
-
-
-@pytest.mark.usefixtures("nothing_may_start")
-def test_the_store_is_made_ready_under_the_lock_of_the_data_directory(tmp_path: Path) -> None:
-    seen: list[Path] = []
-
-    def prepare(data_dir: DataDir) -> Snapshot:
-        seen.append(data_dir.root)
-        with pytest.raises(StartError, match="already uses the data directory"), data_dir.lock_exclusive():
-            pass
-        raise StartError("enough was seen")
-
-    with pytest.raises(StartError, match="enough was seen"):
-        supervisor.run_up(settings(tmp_path, envoy="/e", config=None), prepare)
-
-    assert seen == [tmp_path / "data"]
