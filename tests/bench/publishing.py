@@ -56,7 +56,7 @@ def publishing(body: bytes, path: str, arguments: tuple[str, ...]) -> Iterator[R
         ThreadPoolExecutor(1) as pool,
     ):
         seen, enough = FirstSeen(), threading.Event()
-        operator = Operator(Path(folder), data_dir=running.data_dir)
+        operator = Operator(Path(folder), data_dir=running.data_dir, installed=True)
         load = pool.submit(
             run_load, running.url + path, _LAST, CONNECTIONS, body, rate=RATE, enough=enough, notice=seen.notice
         )

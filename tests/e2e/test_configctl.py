@@ -1,4 +1,8 @@
-"""Every verb of the installed `configctl` against a gateway that runs: exit codes, JSON, and who wins."""
+"""Every verb of `configctl` against a gateway that runs: exit codes, JSON, and who wins.
+
+The verbs run in this process; that the installed command ends and says the same is a test of its own, and who needs two
+at once, or a terminal, starts it.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +60,28 @@ def active(operator: Operator) -> int:
 
 def live(shared: Shared) -> str | None:
     return shared.gateway.chat().header("x-gateway-config-version")
+
+
+# -- the command
+
+
+def test_the_installed_command_ends_and_says_as_its_verbs_do(operator: Operator, shared: Shared, folder: Path) -> None:
+    """Every exit code, by every way of input, and both outputs to the letter."""
+    installed = Operator(folder, data_dir=shared.gateway.data_dir, installed=True)
+    good = operator.file(fresh(shared), "good.yaml")
+    surplus = yaml.safe_dump(fresh(shared) | {"surplus": 1})
+    told = [
+        (operator.run(*argv, text=text), installed.run(*argv, text=text))
+        for argv, text in (
+            (("history", "--json"), ""),
+            (("status", "--surplus"), ""),
+            (("validate", "-"), surplus),
+            (("diff", good, "--exit-code"), ""),
+            (("publish", good, "-m", "too late", "--yes", "--json", "--expect", "999"), ""),
+        )
+    ]
+    assert [0, 2, 1, 3, 4] == [here.code for here, _ in told]
+    assert [here for here, _ in told] == [there for _, there in told]
 
 
 # -- files
