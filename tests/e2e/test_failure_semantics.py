@@ -360,6 +360,15 @@ def test_the_attempts_that_are_told_are_those_that_the_wall_saw(saw: Mapping[str
 
 
 @every_run
+def test_explain_says_what_followed_each_failed_attempt(saw: Mapping[str, Saw], run: Run) -> None:
+    """But for an answer that broke or stalled after its head, and was the last: nothing can follow it."""
+    for told in saw[run.key].told:
+        failed = [followed for one, followed in zip(told.tries, told.nexts, strict=True) if one.error_class is not None]
+        broke = told.tries[-1].error_class in ("stream_cut", "stream_stall")
+        assert all(failed[:-1] if broke else failed), told.nexts
+
+
+@every_run
 def test_metrics_count_what_is_told(saw: Mapping[str, Saw], totals: Totals, run: Run) -> None:
     """Each attempt by its provider and class, each request by its model and what its caller got."""
     tries = [one for told in saw[run.key].told for one in told.tries]

@@ -41,13 +41,17 @@ class Try(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What was told of one request; `tries` and `replay` are as `explain` has them, `flags` Envoy's short ones."""
+    """What was told of one request; `tries`, `nexts` and `replay` are as `explain` has them.
+
+    `nexts` says of each try what followed it, None when nothing did; `flags` are Envoy's short ones.
+    """
 
     line: Account
     row: Account
     explained: Account
     row_tries: tuple[Try, ...]
     tries: tuple[Try, ...]
+    nexts: tuple[str | None, ...]
     replay: Mapping[str, Any]
     flags: str
 
@@ -110,6 +114,7 @@ def _told(line: Mapping[str, Any], row: Story, story: Mapping[str, Any]) -> Told
         Account(story["status"], story["route_mode"], story["served_by"], len(tries), failed),
         tuple(Try(str(attempt.target), attempt.error_class) for attempt in row.attempts),
         tries,
+        tuple(attempt["next"] for attempt in story["attempts"]),
         story["replay"],
         line["flags"] or "",
     )
