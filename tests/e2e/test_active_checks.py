@@ -1,24 +1,50 @@
-"""Active checks of a self-hosted provider, through real Envoy."""
+"""Active checks of a self-hosted provider, through real Envoy; each case has a wall of its own in one gateway."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
 
-from tests.support.gateway import Gateway, two_providers
+import pytest
+
+from tests.e2e.conftest import GatewayFactory
+from tests.support.gateway import Gateway, provider
 from tests.support.wall import Seen, Wall, answer, error, ok
 
 CHECK = {"path": "/health", "interval": "100ms", "timeout": "100ms"}
+CASES = ("fails", "recovers", "spent", "carries")
 
 
-def checked(primary: Wall, fallback: Wall, **policy: Any) -> dict[str, Any]:
-    config = two_providers(primary, fallback, cooldown={"base": "1s", "max": "1s"}, **policy)
-    config["providers"]["primary"]["health_check"] = CHECK
-    return config
+class Checked(NamedTuple):
+    """One gateway, and the wall behind each case's provider and model."""
+
+    gateway: Gateway
+    walls: Mapping[str, Wall]
 
 
-def state(gateway: Gateway, subject: str, name: str) -> bool:
-    return gateway.metric("gateway_target_state", subject=subject, state=name) == 1.0
+@pytest.fixture(scope="module")
+def checked(module_gateway_factory: GatewayFactory, module_fallback: Wall) -> Iterator[Checked]:
+    """Start the gateway; two of the walls are ill from the first check on."""
+    with ExitStack() as stack:
+        walls = {name: stack.enter_context(Wall()) for name in CASES}
+        for name in CASES:
+            walls[name].script(health_answer(good=name not in ("fails", "recovers")))
+        providers = {name: provider(walls[name], "PRIMARY_KEY", health_check=CHECK) for name in CASES}
+        models: dict[str, Any] = {
+            name: {"targets": [{"provider": name, "model": "upstream"}], "fallback": ["rescue"]} for name in CASES
+        }
+        config = {
+            "schema": 1,
+            "providers": providers | {"fallback": provider(module_fallback)},
+            "models": models | {"rescue": {"targets": [{"provider": "fallback", "model": "upstream"}]}},
+            "policies": {"default": {"cooldown": {"base": "1s", "max": "1s"}}},
+        }
+        yield Checked(module_gateway_factory(config), walls)
+
+
+def is_in(gateway: Gateway, subject: str, state: str) -> bool:
+    return gateway.metric("gateway_target_state", subject=subject, state=state) == 1.0
 
 
 def health_answer(good: bool) -> Callable[[Seen], Any]:
@@ -30,58 +56,43 @@ def health_answer(good: bool) -> Callable[[Seen], Any]:
     return behave
 
 
-def test_a_failing_check_takes_the_provider_out_before_a_request_fails(
-    primary: Wall, fallback: Wall, gateway_factory: Callable[..., Gateway]
-) -> None:
-    primary.script(health_answer(good=False))
-    gateway = gateway_factory(checked(primary, fallback))
-    gateway.wait_until(lambda: state(gateway, "primary", "cooling"), "the provider cools", 10)
-    primary.reset()
-    primary.script(health_answer(good=False))
+def test_a_failing_check_takes_the_provider_out_before_a_request_fails(checked: Checked) -> None:
+    gateway, wall = checked.gateway, checked.walls["fails"]
+    gateway.wait_until(lambda: is_in(gateway, "fails", "cooling"), "the provider cools", 10)
 
-    reply = gateway.chat("demo-primary")
+    reply = gateway.chat("fails")
 
-    assert (reply.status, reply.header("x-gateway-route-mode")) == (200, "model_fallback")
-    assert primary.count("chat/completions") == 0
+    assert (200, "model_fallback") == (reply.status, reply.header("x-gateway-route-mode"))
+    assert 0 == wall.count("chat/completions")
 
 
-def test_passing_checks_bring_the_provider_back(
-    primary: Wall, fallback: Wall, gateway_factory: Callable[..., Gateway]
-) -> None:
-    primary.script(health_answer(good=False))
-    gateway = gateway_factory(checked(primary, fallback))
-    gateway.wait_until(lambda: state(gateway, "primary", "cooling"), "the provider cools", 10)
-    primary.script(health_answer(good=True))
+def test_passing_checks_bring_the_provider_back(checked: Checked) -> None:
+    gateway = checked.gateway
+    gateway.wait_until(lambda: is_in(gateway, "recovers", "cooling"), "the provider cools", 10)
 
-    gateway.wait_until(lambda: state(gateway, "primary", "degraded"), "the provider recovers", 10)
+    checked.walls["recovers"].script(health_answer(good=True))
+
+    gateway.wait_until(lambda: is_in(gateway, "recovers", "degraded"), "the provider recovers", 10)
 
 
-def test_a_passing_check_never_lifts_a_quota_cooldown(
-    primary: Wall, fallback: Wall, gateway_factory: Callable[..., Gateway]
-) -> None:
+def test_a_passing_check_never_lifts_a_quota_cooldown(checked: Checked) -> None:
     def out_of_quota(seen: Seen) -> Any:
         if seen.path == "/health":
             return answer(200, b"fine")
         return error(429, code="insufficient_quota", type="insufficient_quota")
 
-    primary.script(out_of_quota)
-    gateway = gateway_factory(checked(primary, fallback))
-    assert gateway.chat("demo-primary").status == 200
-    checks = primary.count("/health")
+    gateway, wall = checked.gateway, checked.walls["spent"]
+    wall.script(out_of_quota)
+    assert 200 == gateway.chat("spent").status
+    checks = wall.count("/health")
 
-    gateway.wait_until(lambda: primary.count("/health") >= checks + 5, "five more checks pass", 10)
+    gateway.wait_until(lambda: wall.count("/health") >= checks + 5, "five more checks pass", 10)
 
-    assert state(gateway, "primary", "cooling")
+    assert is_in(gateway, "spent", "cooling")
 
 
-def test_checks_carry_the_providers_key_and_no_internal_header(
-    primary: Wall, fallback: Wall, gateway_factory: Callable[..., Gateway]
-) -> None:
-    primary.script(health_answer(good=True))
-    gateway_factory(checked(primary, fallback))
-    primary.wait_for(1)
+def test_checks_carry_the_providers_key_and_no_internal_header(checked: Checked) -> None:
+    seen, *_ = checked.walls["carries"].wait_for(1)
 
-    seen = primary.requests[0]
-
-    assert seen.header("authorization") == "Bearer sk-planted-primary-0123456789abcdef"
-    assert [name for name, _ in seen.headers if name.startswith(("x-gateway-", "x-envoy-"))] == []
+    assert "Bearer sk-planted-primary-0123456789abcdef" == seen.header("authorization")
+    assert [] == [name for name, _ in seen.headers if name.startswith(("x-gateway-", "x-envoy-"))]

@@ -12,9 +12,9 @@ import pytest
 
 from extproc.data_dir import DataDir
 from extproc.wire.pb import admin_pb2 as pb
-from tests.e2e.conftest import GatewayFactory
+from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.certs import Authority, Pair
-from tests.support.gateway import Gateway, two_providers
+from tests.support.gateway import two_providers
 from tests.support.operator import Operator, Ran
 from tests.support.ports import free_port, release_port
 from tests.support.wall import Wall
@@ -47,10 +47,16 @@ class Door:
         return self.operator.run("--admin", f"127.0.0.1:{self.port}", *files, *argv)
 
 
-@pytest.fixture
-def door(gateway_factory: GatewayFactory, tmp_path: Path, primary: Wall, fallback: Wall) -> Iterator[Door]:
+@pytest.fixture(scope="module")
+def door(
+    module_gateway_factory: GatewayFactory,
+    tmp_path_factory: pytest.TempPathFactory,
+    module_primary: Wall,
+    module_fallback: Wall,
+) -> Iterator[Door]:
     port = free_port()
-    yield Door(gateway_factory, tmp_path, port, two_providers(primary, fallback))
+    folder = tmp_path_factory.mktemp("door")
+    yield Door(module_gateway_factory, folder, port, two_providers(module_primary, module_fallback))
     release_port(port)
 
 
@@ -94,6 +100,8 @@ class TestOverTcp:
         newer = Authority(tmp_path / "newer")
         shutil.copy(newer.cert, door.trusted)
         assert (1, 0) == (door.run("health").code, door.run("health", pair=newer.sign("bob")).code)
+        shutil.copy(door.operators.cert, door.trusted)
+        assert 0 == door.run("health").code
 
     def test_without_the_three_files_configctl_says_what_is_missing(self, door: Door) -> None:
         ran = door.operator.run("health", "--admin", f"127.0.0.1:{door.port}", "--tls-ca", str(door.machines.cert))
@@ -120,20 +128,20 @@ def _refused(door: Door, credentials: grpc.ChannelCredentials | None) -> grpc.St
 
 class TestTheAudit:
     @pytest.fixture
-    def operator(self, gateway: Gateway, tmp_path: Path) -> Operator:
-        return Operator(tmp_path, data_dir=gateway.data_dir)
+    def operator(self, shared: Shared, tmp_path: Path) -> Operator:
+        return Operator(tmp_path, data_dir=shared.gateway.data_dir)
 
-    def test_has_every_order_with_who_gave_it_and_why(self, operator: Operator, gateway: Gateway) -> None:
+    def test_has_every_order_with_who_gave_it_and_why(self, operator: Operator, shared: Shared) -> None:
         assert 0 == operator.run("health", "drain", "primary", "--reason", "their incident", "--for", "1h").code
         assert 0 == operator.run("health", "restore", "primary", "--author", "bob").code
-        restored, drained = _orders(operator)
+        restored, drained, *_ = _orders(operator)
         assert ("health_drain", "operator", False, None) == (
             *(drained[key] for key in ("act", "actor", "refused", "version")),
         )
         detail = drained["detail"]
         assert ("primary", "their incident", "done", "claim", True) == (
             *(detail[key] for key in ("subject", "message", "outcome", "named_by")),
-            str(gateway.data_dir) in detail["gateway"],
+            str(shared.gateway.data_dir) in detail["gateway"],
         )
         assert drained["at"] < detail["expires_at"]
         assert ("health_restore", "bob") == (restored["act"], restored["actor"])
@@ -145,7 +153,7 @@ class TestTheAudit:
             refused.code,
             refused.stderr,
         )
-        (entry,) = _orders(operator)
+        entry, *_ = _orders(operator)
         assert ("health_down", "operator", True, "refused", refused.stderr.strip()) == (
             *(entry[key] for key in ("act", "actor", "refused")),
             entry["detail"]["outcome"],
@@ -153,21 +161,26 @@ class TestTheAudit:
         )
 
     def test_of_an_order_without_its_store_follows_when_the_store_is_back_even_after_a_crash(
-        self, operator: Operator, gateway: Gateway, tmp_path: Path
+        self, operator: Operator, shared: Shared, tmp_path: Path
     ) -> None:
+        gateway, message = shared.gateway, "down, and the store is too"
         files = sorted(gateway.data_dir.glob("store.db*"))
         for path in files:
             shutil.move(path, tmp_path / path.name)
         gateway.wait_until(lambda: "the config store cannot be reached" in gateway.logs(), "a warning about the store")
-        ran = operator.run("health", "down", "primary", "--reason", "down, and the store is too", "--json")
+        ran = operator.run("health", "down", "primary", "--reason", message, "--json")
         assert (0, "down", False) == (ran.code, ran.json["state"], ran.json["in_audit"])
         assert "The store cannot be reached: the order holds" in ran.stderr
         assert "model_fallback" == gateway.chat().header("x-gateway-route-mode")
         gateway.kill_extproc()
         for path in files:
             shutil.move(tmp_path / path.name, path)
-        (entry,) = gateway.wait_until(lambda: _orders(operator), "the order in the audit", 20.0)
-        assert ("health_down", "down, and the store is too") == (entry["act"], entry["detail"]["message"])
+
+        def told() -> list[dict[str, Any]]:
+            return [one for one in _orders(operator) if one["detail"]["message"] == message]
+
+        (entry,) = gateway.wait_until(told, "the order in the audit", 20.0)
+        assert "health_down" == entry["act"]
         assert 0 == operator.run("audit", "verify").code
 
 

@@ -25,7 +25,7 @@ from tests.support.operator import Operator, Ran
 from tests.support.wall import Wall, WallProcess, ok
 
 RATE = 200.0
-"""Enough that requests and streams are under way at every change; more would measure the machine, which the benches do."""
+"""Enough for requests and streams under way at every change; more is the benches' affair."""
 CONNECTIONS = 96
 STREAMED_EVERY = 10
 STREAM_EVENTS = 6

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 import ssl
 import warnings
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from tests.e2e.conftest import GatewayFactory
 from tests.e2e.test_credentials import admin_page
 from tests.support import http1
 from tests.support.certs import Authority, Pair
-from tests.support.gateway import Gateway, two_providers
+from tests.support.gateway import Gateway, provider, two_providers
 from tests.support.names import Names
 from tests.support.operator import Operator
 from tests.support.wall import Wall
@@ -49,69 +50,107 @@ def serving(pair: Pair, *, asks: Path | None = None) -> ssl.SSLContext:
     return context
 
 
-def over_tls(wall: Wall, fallback: Wall, host: str = "127.0.0.1", **tls: Any) -> dict[str, Any]:
-    """Reach the primary provider over TLS, by name or address."""
-    config = two_providers(wall, fallback)
-    config["providers"]["primary"] |= {"base_url": f"https://{host}:{wall.port}/v1", "tls": tls}
-    return config
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A provider's certificate, and who serves: itself, or the next one because it could not be trusted."""
+
+    name: str
+    san: str
+    host: str
+    served_by: str
+    signed_by: Literal["ours", "nobody"] = "ours"
+    ca_file: bool = True
+    client: Literal["none", "shown", "absent"] = "none"
+    """Whether the provider demands a client certificate, and whether the config has one."""
+
+
+OWN_AND_TRUSTED = (
+    Case("of-the-address", SAN, "127.0.0.1", "primary"),
+    Case("of-the-name", SAN, HOST, "primary"),
+    Case("of-a-wildcard", "DNS:*.example.com", HOST, "primary"),
+    Case("of-another-name", "DNS:other.example.com", HOST, "fallback"),
+    Case("of-a-name-that-looks-like-the-address", "DNS:127.0.0.1", "127.0.0.1", "fallback"),
+    Case("of-no-name-but-the-subject-s", "", HOST, "fallback"),
+    Case("of-an-authority-nobody-knows", SAN, HOST, "fallback", signed_by="nobody"),
+)
+WITHOUT_CA_FILE = Case("without-ca-file", SAN, "127.0.0.1", "fallback", ca_file=False)
+ASKS_FOR_OURS = (
+    Case("ours-is-shown", SAN, "127.0.0.1", "primary", client="shown"),
+    Case("ours-is-absent", SAN, "127.0.0.1", "fallback", client="absent"),
+)
+CASES = (*OWN_AND_TRUSTED, WITHOUT_CA_FILE, *ASKS_FOR_OURS)
+
+
+class Providers(NamedTuple):
+    """One gateway in front of a wall for each case, whose model falls back to the one that anybody may trust."""
+
+    gateway: Gateway
+    walls: Mapping[str, Wall]
+
+    def serve(self, case: Case) -> tuple[int, str]:
+        """Ask for a case's model: the status, and which of the two providers served."""
+        reply = self.gateway.chat(case.name)
+        account = (reply.header("x-gateway-served-by") or "").partition("/")[0]
+        return reply.status, {case.name: "primary"}.get(account, account)
+
+
+def wall_of(case: Case, authority: Authority, folder: Path) -> Wall:
+    """Make the wall of a case, with its certificate."""
+    signer = authority if case.signed_by == "ours" else Authority(folder / "nobody")
+    pair = signer.sign(case.name if case.san else HOST, case.san)
+    return Wall(tls=serving(pair, asks=None if case.client == "none" else authority.cert))
+
+
+def provider_of(case: Case, wall: Wall, authority: Authority, own: Pair) -> dict[str, Any]:
+    tls = {"ca_file": str(authority.cert)} if case.ca_file else {}
+    if case.client == "shown":
+        tls |= {"client_cert_file": str(own.cert), "client_key_file": str(own.key)}
+    return provider(wall, "PRIMARY_KEY") | {"base_url": f"https://{case.host}:{wall.port}/v1", "tls": tls}
+
+
+@pytest.fixture(scope="module")
+def providers(
+    module_gateway_factory: GatewayFactory,
+    authority: Authority,
+    names: Names,
+    tmp_path_factory: pytest.TempPathFactory,
+    module_fallback: Wall,
+) -> Iterator[Providers]:
+    """Start the gateway of all cases."""
+    folder = tmp_path_factory.mktemp("providers")
+    own = authority.sign("gateway-client")
+    with ExitStack() as stack:
+        walls = {case.name: stack.enter_context(wall_of(case, authority, folder)) for case in CASES}
+        accounts: dict[str, Any] = {case.name: provider_of(case, walls[case.name], authority, own) for case in CASES}
+        models: dict[str, Any] = {
+            case.name: {"targets": [{"provider": case.name, "model": "m"}], "fallback": ["rescue"]} for case in CASES
+        }
+        config = {
+            "schema": 1,
+            "providers": accounts | {"fallback": provider(module_fallback)},
+            "models": models | {"rescue": {"targets": [{"provider": "fallback", "model": "m"}]}},
+        }
+        gateway = module_gateway_factory(config, arguments=("--envoy", str(names.envoy(folder))))
+        yield Providers(gateway, walls)
 
 
 class TestTheCertificateOfAProvider:
-    @pytest.mark.parametrize(
-        ("san", "trusted", "host", "served_by"),
-        [
-            pytest.param(SAN, True, "127.0.0.1", "primary", id="of the address"),
-            pytest.param(SAN, True, HOST, "primary", id="of the name"),
-            pytest.param("DNS:*.example.com", True, HOST, "primary", id="of a wildcard"),
-            pytest.param("DNS:other.example.com", True, HOST, "fallback", id="of another name"),
-            pytest.param("DNS:127.0.0.1", True, "127.0.0.1", "fallback", id="of a name that looks like the address"),
-            pytest.param("", True, HOST, "fallback", id="of no name but the subject's"),
-            pytest.param(SAN, False, HOST, "fallback", id="of an authority nobody knows"),
-        ],
-    )
-    def test_must_be_its_own_and_trusted(
-        self,
-        gateway_factory: GatewayFactory,
-        authority: Authority,
-        names: Names,
-        tmp_path: Path,
-        fallback: Wall,
-        san: str,
-        trusted: bool,
-        host: str,
-        served_by: str,
-    ) -> None:
+    @pytest.mark.parametrize("case", OWN_AND_TRUSTED, ids=lambda case: case.name)
+    def test_must_be_its_own_and_trusted(self, providers: Providers, case: Case) -> None:
         """Otherwise the attempt fails as a connection does, the next provider serves, and no byte was sent."""
-        pair = Authority(tmp_path / "own").sign(HOST, san) if not trusted else authority.sign(f"p{abs(hash(san))}", san)
-        with Wall(tls=serving(pair)) as wall:
-            config = over_tls(wall, fallback, host, ca_file=str(authority.cert))
-            gateway = gateway_factory(config, arguments=("--envoy", str(names.envoy(tmp_path))))
+        assert (200, case.served_by) == providers.serve(case)
+        assert (case.served_by == "primary") is bool(providers.walls[case.name].requests)
 
-            reply = gateway.chat()
-
-            assert (200, served_by) == (reply.status, (reply.header("x-gateway-served-by") or "").partition("/")[0])
-            assert (served_by == "primary") is bool(wall.requests)
-
-    def test_of_a_private_authority_needs_its_ca_file(
-        self, gateway_factory: GatewayFactory, authority: Authority, tmp_path: Path, fallback: Wall
-    ) -> None:
+    def test_of_a_private_authority_needs_its_ca_file(self, providers: Providers) -> None:
         """The system's authorities alone do not vouch for it."""
-        with Wall(tls=serving(authority.sign("private", SAN))) as wall:
-            gateway = gateway_factory(over_tls(wall, fallback))
-            assert "fallback/demo-fallback-upstream" == gateway.chat().header("x-gateway-served-by")
-            assert [] == wall.requests
+        assert (200, "fallback") == providers.serve(WITHOUT_CA_FILE)
+        assert [] == providers.walls[WITHOUT_CA_FILE.name].requests
 
-    @pytest.mark.parametrize("shows", [True, False])
-    def test_may_ask_for_ours(
-        self, gateway_factory: GatewayFactory, authority: Authority, fallback: Wall, shows: bool
-    ) -> None:
+    @pytest.mark.parametrize("case", ASKS_FOR_OURS, ids=lambda case: case.client)
+    def test_may_ask_for_ours(self, providers: Providers, case: Case) -> None:
         """A provider that demands a client certificate gets the one of its config, or no request."""
-        own = authority.sign("gateway-client")
-        files = {"client_cert_file": str(own.cert), "client_key_file": str(own.key)} if shows else {}
-        with Wall(tls=serving(authority.sign("strict", SAN), asks=authority.cert)) as wall:
-            gateway = gateway_factory(over_tls(wall, fallback, ca_file=str(authority.cert), **files))
-            assert ("primary" if shows else "fallback") in (gateway.chat().header("x-gateway-served-by") or "")
-            assert shows is bool(wall.requests)
+        assert (200, case.served_by) == providers.serve(case)
+        assert (case.served_by == "primary") is bool(providers.walls[case.name].requests)
 
 
 def secured(pair: Pair, primary: Wall, fallback: Wall) -> dict[str, Any]:
@@ -160,15 +199,28 @@ def agreed(caller: ssl.SSLContext, server: ssl.SSLContext) -> str | None:
     return ends[0].version()
 
 
+class Front(NamedTuple):
+    """A gateway that serves callers over TLS, and its certificate, which those who share it leave alone."""
+
+    gateway: Gateway
+    pair: Pair
+
+
+@pytest.fixture(scope="module")
+def front(
+    module_gateway_factory: GatewayFactory, authority: Authority, module_primary: Wall, module_fallback: Wall
+) -> Front:
+    pair = authority.sign("front", SAN)
+    return Front(module_gateway_factory(secured(pair, module_primary, module_fallback)), pair)
+
+
 class TestTheFrontListener:
     @pytest.fixture
     def pair(self, authority: Authority) -> Pair:
-        return authority.sign("front", SAN)
+        return authority.sign("front-of-its-own", SAN)
 
-    def test_speaks_http_1_and_2_over_tls_and_nothing_in_the_clear(
-        self, gateway_factory: GatewayFactory, authority: Authority, pair: Pair, primary: Wall, fallback: Wall
-    ) -> None:
-        gateway = gateway_factory(secured(pair, primary, fallback))
+    def test_speaks_http_1_and_2_over_tls_and_nothing_in_the_clear(self, front: Front, authority: Authority) -> None:
+        gateway = front.gateway
         url = f"https://127.0.0.1:{gateway.port}/v1/chat/completions"
         body = {"model": "demo-primary", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -179,11 +231,9 @@ class TestTheFrontListener:
         assert 200 == ask(gateway, authority).status
         assert 0 == gateway.chat().status
 
-    def test_refuses_a_caller_who_knows_no_tls_above_1_1(
-        self, gateway_factory: GatewayFactory, authority: Authority, pair: Pair, primary: Wall, fallback: Wall
-    ) -> None:
+    def test_refuses_a_caller_who_knows_no_tls_above_1_1(self, front: Front, authority: Authority) -> None:
         """The same caller does reach a server that allows it: it is Envoy who refuses."""
-        gateway = gateway_factory(secured(pair, primary, fallback))
+        gateway, pair = front
         caller = up_to_tls_1_1(trusting(authority))
 
         assert "TLSv1.1" == agreed(caller, up_to_tls_1_1(serving(pair)))
@@ -208,16 +258,11 @@ class TestTheFrontListener:
         assert 200 == ask(gateway, authority).status
 
     def test_keeps_its_certificate_when_a_version_with_another_is_refused(
-        self,
-        gateway_factory: GatewayFactory,
-        authority: Authority,
-        pair: Pair,
-        primary: Wall,
-        fallback: Wall,
-        tmp_path: Path,
+        self, front: Front, authority: Authority, module_primary: Wall, module_fallback: Wall, tmp_path: Path
     ) -> None:
         """What Envoy does not take changes nothing, the files it has read before included."""
-        gateway = gateway_factory(secured(pair, primary, fallback))
+        gateway, pair = front
+        primary, fallback = module_primary, module_fallback
         before = certificate_of(gateway, authority)
         other = authority.sign("other", SAN)
         unusable = secured(other, primary, fallback)
@@ -246,10 +291,10 @@ class TestTheFrontListener:
         assert 200 == ask(gateway, authority).status
 
     def test_speaks_http_2_to_a_provider_that_offers_it(
-        self, gateway_factory: GatewayFactory, authority: Authority, pair: Pair, primary: Wall, fallback: Wall
+        self, gateway_factory: GatewayFactory, authority: Authority, front: Front
     ) -> None:
         """A second gateway is the provider here: its Envoy offers h2."""
-        inner = gateway_factory(secured(pair, primary, fallback))
+        inner = front.gateway
         config = {
             "schema": 1,
             "providers": {
@@ -278,13 +323,10 @@ def test_a_certificate_that_cannot_be_read_is_a_refusal_with_its_name(
         gateway_factory(secured(missing, primary, fallback))
 
 
-def test_the_front_key_is_written_only_where_keys_are(
-    gateway_factory: GatewayFactory, authority: Authority, primary: Wall, fallback: Wall
-) -> None:
+def test_the_front_key_is_written_only_where_keys_are(front: Front) -> None:
     """0600 in `sds`, and in no log."""
-    pair = authority.sign("planted", SAN)
+    gateway, pair = front
     planted = pair.key.read_text().splitlines()[1]
-    gateway = gateway_factory(secured(pair, primary, fallback))
 
     holders = [
         path for path in gateway.data_dir.rglob("*.*") if path.is_file() and planted in path.read_text("latin-1")

@@ -69,18 +69,18 @@ def bench(tmp_path: Path, primary: Wall, fallback: Wall) -> Iterator[Bench]:
 # What it says and leaves on disk
 
 
-def test_one_ready_line_names_the_addresses_and_the_data_dir(gateway: Gateway) -> None:
-    said = (gateway.data_dir.parent / "stdout").read_text()
-    metrics = gateway.metrics_url.removesuffix("/metrics")
-    assert f"ready {gateway.url} metrics {metrics} data {gateway.data_dir}\n" == said
+def test_one_ready_line_names_the_addresses_and_the_data_dir(module_gateway: Gateway) -> None:
+    said = (module_gateway.data_dir.parent / "stdout").read_text()
+    metrics = module_gateway.metrics_url.removesuffix("/metrics")
+    assert f"ready {module_gateway.url} metrics {metrics} data {module_gateway.data_dir}\n" == said
 
 
 def test_readyz_agrees_as_soon_as_the_ready_line_is_out(gateway: Gateway) -> None:
     assert (200, 200) == (gateway.get("/readyz").status, gateway.get("/healthz").status)
 
 
-def test_sockets_and_secrets_are_the_owner_s_alone(gateway: Gateway) -> None:
-    root = gateway.data_dir
+def test_sockets_and_secrets_are_the_owner_s_alone(module_gateway: Gateway) -> None:
+    root = module_gateway.data_dir
     assert {0o700} == {_mode(root / "run"), _mode(root / "envoy" / "sds")}
     secrets = [path for path in (root / "envoy" / "sds").iterdir() if path.is_file()]
     assert 2 == len(secrets)
@@ -88,20 +88,22 @@ def test_sockets_and_secrets_are_the_owner_s_alone(gateway: Gateway) -> None:
     assert {0o600} == {_mode(path) for path in (root / "run").iterdir() if path.is_socket()}
 
 
-def test_provider_keys_reach_neither_envoy_s_environment_nor_a_command_line(gateway: Gateway) -> None:
-    pids = gateway.pids()
+def test_provider_keys_reach_neither_envoy_s_environment_nor_a_command_line(module_gateway: Gateway) -> None:
+    pids = module_gateway.pids()
     keys = [key.encode() for key in PLANTED_KEYS.values()]
     assert not [key for key in keys if key in Path(f"/proc/{pids.envoy}/environ").read_bytes()]
     lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _family(pids)]
     assert not [key for key in keys for line in lines if key in line]
 
 
-def test_the_metrics_page_shows_target_states_and_the_config_version(gateway: Gateway) -> None:
-    gateway.wait_until(lambda: gateway.metric("gateway_config_version", kind="applied") == 1, "version 1 to be applied")
-    assert 1.0 == gateway.metric("gateway_config_version", kind="wanted")
+def test_the_metrics_page_shows_target_states_and_the_config_version(module_gateway: Gateway) -> None:
+    module_gateway.wait_until(
+        lambda: module_gateway.metric("gateway_config_version", kind="applied") == 1, "version 1 to be applied"
+    )
+    assert 1.0 == module_gateway.metric("gateway_config_version", kind="wanted")
     subject = "primary/demo-primary-upstream"
-    assert 1.0 == gateway.metric("gateway_target_state", subject=subject, state="healthy")
-    assert 1.0 == gateway.metric("gateway_target_state", subject=subject)
+    assert 1.0 == module_gateway.metric("gateway_target_state", subject=subject, state="healthy")
+    assert 1.0 == module_gateway.metric("gateway_target_state", subject=subject)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -160,10 +162,12 @@ def test_a_data_dir_whose_sockets_would_have_too_long_a_path_is_refused(bench: B
     assert not Path(long).exists()
 
 
-def test_a_second_gateway_on_the_same_data_dir_is_refused_and_the_first_goes_on(bench: Bench, gateway: Gateway) -> None:
-    refusal = bench.up(data_dir=str(gateway.data_dir))
-    _refused(refusal, str(gateway.pids().supervisor), str(gateway.data_dir), "--data-dir")
-    assert 200 == gateway.chat().status
+def test_a_second_gateway_on_the_same_data_dir_is_refused_and_the_first_goes_on(
+    bench: Bench, module_gateway: Gateway
+) -> None:
+    refusal = bench.up(data_dir=str(module_gateway.data_dir))
+    _refused(refusal, str(module_gateway.pids().supervisor), str(module_gateway.data_dir), "--data-dir")
+    assert 200 == module_gateway.chat().status
 
 
 @pytest.mark.parametrize("flag", ["listen", "metrics_listen"])
