@@ -1,9 +1,13 @@
-"""Two gateways on one PostgreSQL: a version is live on both, or it is said on which one it is not, and why."""
+"""Two gateways on one PostgreSQL: a version is live on both, or it is said on which one it is not, and why.
+
+All tests share them; each begins with both running the same version, `base`, whatever the one before left behind.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +38,39 @@ class Fleet:
 
     def __init__(self, factory: GatewayFactory, store: str, folder: Path, primary: Wall, fallback: Wall) -> None:
         self._walls = primary, fallback
+        self._deadlines = count(80)
         old = folder / "old-envoy"
         old.write_text(OLD_ENVOY.format(envoy=find_envoy(None, {})))
         old.chmod(0o755)
         environment = {"GATEWAY_STORE": store}
-        self.first: Gateway = factory(self.config(), environment=environment)
-        self.second: Gateway = factory(self.config(), environment=environment, arguments=("--envoy", str(old)))
+        config = self.config()
+        self.first: Gateway = factory(config, environment=environment)
+        self.second: Gateway = factory(config, environment=environment, arguments=("--envoy", str(old)))
         self.operator = Operator(folder, store=store)
-        # A gateway that never told of itself is not waited for, so that it may not be paused before its first word.
-        self.first.wait_until(lambda: len(self.instances()) == 2, "both to tell of themselves")
+        self.base = 0
 
-    def config(self, **policy: Any) -> dict[str, Any]:
-        return two_providers(*self._walls, **policy)
+    def settle(self) -> None:
+        """Bring both back to one version, and wait until both told of it."""
+        if self.second not in Gateway.live:
+            self.second.start()
+        if len(set(self.live())) > 1:
+            assert 0 == self.operator.publish(self.config()).code
+
+        # A gateway that never told of itself is not waited for, so that it may not be paused before its first word.
+        def told() -> bool:
+            applied = [str(one["applied"]) for one in self.instances()]
+            return (2, set(self.live())) == (len(applied), set(applied))
+
+        self.first.wait_until(told, "both to tell of themselves", 20.0)
+        self.base = self.operator.run("current", "--json").json["number"]
+
+    def config(self) -> dict[str, Any]:
+        """Build a config that was never published before."""
+        return two_providers(*self._walls, deadline=f"{next(self._deadlines)}s")
+
+    def at(self, *steps: int) -> list[str]:
+        """Return versions by how many were made since the test began, where none was refused before."""
+        return [str(self.base + step) for step in steps]
 
     def newer(self) -> dict[str, Any]:
         config = self.config()
@@ -68,46 +93,64 @@ class Fleet:
         return sorted(name for name, path in places.items() for one in told if one[key].endswith(f":{path}"))
 
 
+@pytest.fixture(scope="module")
+def gateways(
+    module_gateway_factory: GatewayFactory,
+    server: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    module_primary: Wall,
+    module_fallback: Wall,
+) -> Fleet:
+    folder = tmp_path_factory.mktemp("fleet")
+    return Fleet(module_gateway_factory, fresh_database(server), folder, module_primary, module_fallback)
+
+
 @pytest.fixture
-def fleet(gateway_factory: GatewayFactory, server: str, tmp_path: Path, primary: Wall, fallback: Wall) -> Fleet:
-    return Fleet(gateway_factory, fresh_database(server), tmp_path, primary, fallback)
+def fleet(gateways: Fleet) -> Fleet:
+    gateways.settle()
+    return gateways
 
 
 def test_both_gateways_apply_what_is_published_and_rolled_back_and_the_status_shows_both(fleet: Fleet) -> None:
-    published = fleet.operator.publish(fleet.config(deadline="80s"))
+    published = fleet.operator.publish(fleet.config())
     assert (0, "applied", ["first", "second"]) == (
         published.code,
         published.json["outcome"],
         fleet.ids(published.json["instances"], "instance"),
     )
-    assert ["2", "2"] == fleet.live()
+    assert fleet.at(1, 1) == fleet.live()
     rolled = fleet.operator.rollback()
-    assert (0, ["3", "3"]) == (rolled.code, fleet.live())
+    assert (0, fleet.at(2, 2)) == (rolled.code, fleet.live())
     instances = fleet.operator.run("status", "--json").json["instances"]
     assert ["first", "second"] == fleet.ids(instances, "id")
-    assert [(True, 3, 3, None)] * 2 == [(one["live"], one["wanted"], one["applied"], one["error"]) for one in instances]
+    number = fleet.base + 2
+    assert [(True, number, number, None)] * 2 == [
+        (one["live"], one["wanted"], one["applied"], one["error"]) for one in instances
+    ]
 
 
 def test_a_gateway_that_does_not_answer_is_named_and_follows_later(fleet: Fleet) -> None:
     fleet.second.pause_extproc()
     try:
-        ran = fleet.operator.publish(fleet.config(deadline="80s"), "--timeout", "4s")
+        ran = fleet.operator.publish(fleet.config(), "--timeout", "4s")
     finally:
         fleet.second.resume_extproc()
     silent = [one for one in ran.json["instances"] if one["answer"] == "silent"]
     assert (1, "silent", ["second"]) == (ran.code, ran.json["outcome"], fleet.ids(silent, "instance"))
     assert f"{fleet.second.data_dir} (" in ran.stderr
     assert "did not answer within" in ran.stderr
-    assert "2" == fleet.first.chat().header("x-gateway-config-version")
-    fleet.second.wait_until(lambda: fleet.live() == ["2", "2"], "the second gateway to follow")
+    assert fleet.at(1) == [fleet.first.chat().header("x-gateway-config-version")]
+    fleet.second.wait_until(lambda: fleet.live() == fleet.at(1, 1), "the second gateway to follow")
 
 
 def test_a_gateway_that_is_killed_during_a_publish_is_given_up_when_its_heartbeats_end(fleet: Fleet) -> None:
     """Well before the timeout; the next publish does not wait for it at all, and names it."""
     fleet.second.pause_extproc()
-    argv = ("publish", fleet.operator.file(fleet.config(deadline="80s")), "-m", "x", "--yes", "--json")
+    argv = ("publish", fleet.operator.file(fleet.config()), "-m", "x", "--yes", "--json")
     running = fleet.operator.start(*argv, "--timeout", "60s")
-    fleet.first.wait_until(lambda: fleet.first.chat().header("x-gateway-config-version") == "2", "version 2")
+    fleet.first.wait_until(
+        lambda: fleet.at(1) == [fleet.first.chat().header("x-gateway-config-version")], "the new version"
+    )
     fleet.second.kill()
     out, err = running.communicate(timeout=60)
     told = json.loads(out)
@@ -121,18 +164,18 @@ def test_a_gateway_that_is_killed_during_a_publish_is_given_up_when_its_heartbea
     assert answers["silent"][1] < 15
     assert "did not answer within" in err
 
-    later = fleet.operator.publish(fleet.config(deadline="70s"))
+    later = fleet.operator.publish(fleet.config())
 
     gone = [{"id": name} for name in later.json["gone"]]
     assert (0, "applied", ["second"]) == (later.code, later.json["outcome"], fleet.ids(gone, "id"))
     assert "has been silent, not waited for" in later.stderr
     fleet.second.start()
-    fleet.second.wait_until(lambda: fleet.live() == ["3", "3"], "the second gateway to follow when it is back")
+    fleet.second.wait_until(lambda: fleet.live() == fleet.at(2, 2), "the second gateway to follow when it is back")
 
 
 def test_a_gateway_that_was_stopped_in_good_order_is_not_waited_for(fleet: Fleet) -> None:
     fleet.second.stop()
-    ran = fleet.operator.publish(fleet.config(deadline="80s"))
+    ran = fleet.operator.publish(fleet.config())
     assert (0, "applied", ["first"]) == (
         ran.code,
         ran.json["outcome"],
@@ -145,20 +188,25 @@ def test_a_gateway_that_was_stopped_in_good_order_is_not_waited_for(fleet: Fleet
 def test_a_refusal_by_one_gateway_takes_both_back_to_the_parent_and_names_both(fleet: Fleet) -> None:
     ran = fleet.operator.publish(fleet.newer())
     answers = {one["answer"]: fleet.ids([one], "instance") for one in ran.json["instances"]}
-    assert (1, "failed", 1) == (ran.code, ran.json["outcome"], ran.json["returned_to"])
+    assert (1, "failed", fleet.base) == (ran.code, ran.json["outcome"], ran.json["returned_to"])
     assert {"applied": ["first"], "failed": ["second"]} == answers
     assert "no filter of that name here" == ran.json["version"]["outcome_reason"]
     assert "refused: no filter of that name here" in ran.stderr
-    assert "The wanted version is 1 again." in ran.stderr
-    fleet.first.wait_until(lambda: fleet.live() == ["1", "1"], "both to be back on version 1")
+    assert f"The wanted version is {fleet.base} again." in ran.stderr
+    fleet.first.wait_until(lambda: fleet.live() == fleet.at(0, 0), "both to be back on the version before")
     # What they serve changes before the heartbeat that tells of it.
-    fleet.first.wait_until(lambda: [1, 1] == [one["wanted"] for one in fleet.instances()], "both to tell it")
+    fleet.first.wait_until(lambda: [fleet.base] * 2 == [one["wanted"] for one in fleet.instances()], "both to tell it")
     assert ["first", "second"] == fleet.ids(fleet.instances(), "id")
 
 
 def test_a_refused_version_stays_wanted_when_that_is_asked_for(fleet: Fleet) -> None:
     ran = fleet.operator.publish(fleet.newer(), "--keep")
     assert (1, None) == (ran.code, ran.json["returned_to"])
-    assert ["2", "1"] == fleet.live()
+    number = ran.json["version"]["number"]
+    assert [str(number), str(fleet.base)] == fleet.live()
     (refusing,) = [one for one in fleet.operator.run("status", "--json").json["instances"] if one["error"]]
-    assert (["second"], 2, 1) == (fleet.ids([refusing], "id"), refusing["wanted"], refusing["applied"])
+    assert (["second"], number, fleet.base) == (
+        fleet.ids([refusing], "id"),
+        refusing["wanted"],
+        refusing["applied"],
+    )
