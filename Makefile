@@ -11,8 +11,9 @@ demo: $(VENV)/.installed
 
 test: check e2e
 
-# All but the tests that need Envoy: under a minute.
-check: lint types imports bandit unit
+# All but the tests that need Envoy, two gates at a time, the longest first.
+check: $(VENV)/.installed
+	+$(MAKE) --no-print-directory -j 2 --output-sync=target unit types lint imports bandit
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -27,13 +28,16 @@ imports: $(VENV)/.installed
 unit: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n 2 -m "not e2e and not soak"
 
-# One file stays on one process, so that its gateways are shared; each process has its own ports.
+# One file stays on one process, so that its gateways are shared, and files begin in the order that tests/e2e/conftest.py
+# gives them, so that no long one is left for the end; each process has its own ports. Only the folders that hold such
+# tests are read, by every process anew.
+E2E := -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "e2e and not soak" tests/e2e tests/contract
 e2e: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "e2e and not soak"
+	$(BIN)/python -m pytest -q $(E2E)
 
 # The same on the other transport. The tests of the fast one, which start it by themselves, run once more.
 e2e-grpcio: $(VENV)/.installed
-	GATEWAY_TRANSPORT=grpcio $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "e2e and not soak"
+	GATEWAY_TRANSPORT=grpcio $(BIN)/python -m pytest -q $(E2E)
 
 # So many requests through a random mix of all faults; the same SEED gives the same mix.
 N ?= 200000

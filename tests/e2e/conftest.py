@@ -16,6 +16,15 @@ import pytest
 from tests.support.gateway import HURRY_S, Gateway, two_providers
 from tests.support.wall import Wall
 
+LONGEST = (
+    "test_packages",
+    "test_publish",
+    "test_operations_doc",
+    "test_telemetry",
+    "test_failure_semantics",
+    "test_docs",
+)
+
 
 class GatewayFactory(Protocol):
     """Starts a gateway that its fixture stops; keywords are those of `Gateway`."""
@@ -32,11 +41,12 @@ class Shared(NamedTuple):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything below this folder as e2e."""
+    """Mark everything below this folder as e2e, and put the longest files first: who begins last ends last."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True)
