@@ -16,7 +16,7 @@ from extproc import envoy_admin
 from extproc.data_dir import DataDir
 from extproc.envoy_binary import find_envoy
 from extproc.envoy_config.files import write_json
-from tests.e2e.conftest import GatewayFactory
+from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.gateway import Gateway, two_providers
 from tests.support.http1 import Reply
 from tests.support.operator import Operator
@@ -80,13 +80,13 @@ def test_a_gateway_that_starts_without_its_store_runs_its_last_version_and_says_
 
 @pytest.mark.parametrize("broken", ["an unreachable PostgreSQL", "a broken SQLite file"])
 def test_the_status_without_a_store_is_what_the_gateway_says_with_exit_code_1(
-    gateway: Gateway, tmp_path: Path, broken: str
+    module_gateway: Gateway, tmp_path: Path, broken: str
 ) -> None:
     url, port = f"sqlite:///{tmp_path}/broken.db", free_port()
     (tmp_path / "broken.db").write_text("this is no database, only a text of more than a hundred bytes " * 3)
     if "PostgreSQL" in broken:
         url = f"postgresql+psycopg://gateway:planted@127.0.0.1:{port}/nowhere"
-    operator = Operator(tmp_path, data_dir=gateway.data_dir, store=url)
+    operator = Operator(tmp_path, data_dir=module_gateway.data_dir, store=url)
     people, as_json = operator.run("status"), operator.run("status", "--json")
     release_port(port)
     assert (1, 1) == (people.code, as_json.code)
@@ -165,9 +165,10 @@ def test_the_health_of_targets_outlives_a_publish(
     assert 1.0 == gateway.metric("gateway_target_state", **cooling)
 
 
-def test_a_preview_shows_the_order_of_candidates_under_the_health_of_now(
-    gateway: Gateway, operator: Operator, primary: Wall, fallback: Wall
-) -> None:
+def test_a_preview_shows_the_order_of_candidates_under_the_health_of_now(shared: Shared, tmp_path: Path) -> None:
+    """Nothing is published, so that this gateway is shared with those who only look."""
+    gateway, primary, fallback = shared
+    operator = Operator(tmp_path, data_dir=gateway.data_dir)
     both = two_providers(primary, fallback)
     targets = [{"provider": name, "model": f"demo-{name}-upstream"} for name in ("primary", "fallback")]
     both["models"]["demo-primary"]["targets"] = [target | {"tier": n} for n, target in enumerate(targets)]

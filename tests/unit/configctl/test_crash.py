@@ -12,7 +12,7 @@ from configctl.store import Store
 from tests.unit.configctl.claims import publish
 
 _DYING = """
-import os, sys
+import os, shutil, sys
 from sqlalchemy import event
 from configctl.store import Store
 from tests.unit.configctl.claims import publish
@@ -47,9 +47,10 @@ def die_at(fatal, url):
         store.return_to_parent(2, "no", actor="bob", now=9.0)
     os._exit(0)
 
+prepare(f"sqlite:///{folder}/prepared.db")
 for fatal in range(1, 60):
     url = f"sqlite:///{folder}/{fatal}.db"
-    prepare(url)
+    shutil.copy(f"{folder}/prepared.db", f"{folder}/{fatal}.db")
     child = os.fork()
     if child == 0:
         die_at(fatal, url)
