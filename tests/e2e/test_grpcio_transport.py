@@ -25,8 +25,10 @@ TEXT = "a longer answer in many pieces"
 
 @pytest.fixture(scope="module")
 def module_gateway(module_gateway_factory: GatewayFactory, module_primary: Wall, module_fallback: Wall) -> Gateway:
-    """Start the demonstration's gateway on grpcio."""
+    """Start the demonstration's gateway on grpcio, and a model that waits as long as usual for an answer."""
     config = two_providers(module_primary, module_fallback, cooldown=TOLERANT, same_target={"max": 0}, **SILENT)
+    config["policies"]["unhurried"] = {}
+    config["models"]["unhurried"] = {"targets": config["models"]["demo-primary"]["targets"], "policy": "unhurried"}
     return module_gateway_factory(config, arguments=("--transport", "grpcio"))
 
 
@@ -61,8 +63,8 @@ def test_a_stream_that_stops_without_its_end_is_broken_on_grpcio(shared: Shared)
 
 
 def test_a_large_body_passes_on_grpcio(shared: Shared) -> None:
-    """Ten megabytes are one message."""
-    reply = shared.gateway.chat(padding="x" * (10 << 20))
+    """Ten megabytes are one message, and a busy provider may need more than half a second to read them."""
+    reply = shared.gateway.chat("unhurried", padding="x" * (10 << 20))
 
     assert (200, "clean") == (reply.status, reply.ended)
 
