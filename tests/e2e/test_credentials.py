@@ -12,6 +12,7 @@ import pytest
 
 from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support import http1
+from tests.support.files import bytes_of
 from tests.support.gateway import PLANTED_KEYS, Gateway, provider, two_providers
 from tests.support.wall import Seen, Wall, answer, error, ok, rate_limited, reset, silence
 
@@ -194,7 +195,7 @@ def test_no_secret_and_no_words_are_in_any_file(busy_gateway: Gateway) -> None:
         (str(path.relative_to(busy_gateway.data_dir)), secret)
         for path in [*files, *busy_gateway.output_files()]
         for secret in SECRETS
-        if secret.encode() in path.read_bytes()
+        if secret.encode() in bytes_of(path)
         and not (path.parent.name == "sds" and secret in (PRIMARY_KEY, FALLBACK_KEY, "planted-"))
     ]
 

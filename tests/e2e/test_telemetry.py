@@ -30,6 +30,7 @@ from configctl.admin_client import AdminClient, AdminError
 from extproc.ledger_reader import LedgerReader, Query
 from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support import http1
+from tests.support.files import files_with
 from tests.support.gateway import Gateway, provider, two_providers
 from tests.support.lanes import Lane, Lanes
 from tests.support.operator import Operator, Ran
@@ -367,7 +368,7 @@ class TestAPlantedSecret:
         assert PLANTED not in http1.request(gateway.metrics_url).body.decode()
         assert PLANTED not in gateway.logs()
         gateway.stop(20)
-        holders = {str(path.relative_to(gateway.data_dir).parent) for path in _files_with(gateway.data_dir, PLANTED)}
+        holders = {str(path.relative_to(gateway.data_dir).parent) for path in files_with(gateway.data_dir, PLANTED)}
         assert holders == {"envoy/sds"}
 
     def _ask_in_many_ways(self, gateway: Gateway, primary: Wall, fallback: Wall) -> list[str]:
@@ -413,12 +414,6 @@ class TestAPlantedSecret:
             yield ("health", "list", *json_)
             for request_id in request_ids[::7]:
                 yield ("explain", request_id, *json_)
-
-
-def _files_with(root: Path, needle: str) -> list[Path]:
-    """Find the files that hold a text."""
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return [path for path in files if needle.encode() in path.read_bytes()]
 
 
 def test_a_dead_trace_collector_and_a_stopped_scraper_slow_nobody(

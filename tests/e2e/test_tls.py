@@ -18,6 +18,7 @@ from tests.e2e.conftest import GatewayFactory
 from tests.e2e.test_credentials import admin_page
 from tests.support import http1
 from tests.support.certs import Authority, Pair
+from tests.support.files import files_with
 from tests.support.gateway import Gateway, provider, two_providers
 from tests.support.names import Names
 from tests.support.operator import Operator
@@ -328,9 +329,7 @@ def test_the_front_key_is_written_only_where_keys_are(front: Front) -> None:
     gateway, pair = front
     planted = pair.key.read_text().splitlines()[1]
 
-    holders = [
-        path for path in gateway.data_dir.rglob("*.*") if path.is_file() and planted in path.read_text("latin-1")
-    ]
+    holders = files_with(gateway.data_dir, planted)
 
     assert [("sds", 0o600)] == [(path.parent.name, path.stat().st_mode & 0o777) for path in holders]
     assert planted not in gateway.logs()
