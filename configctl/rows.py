@@ -61,7 +61,13 @@ class RowError(Exception):
 
 def read_version(row: Row[Any]) -> Version:
     """Return a version; raises RowError."""
-    _check(row, f"version {row.number}", _VERSION, ("created_at",))
+    what = f"version {row.number}"
+    _check(row, what, _VERSION, ("created_at",))
+    for column in ("parent", "rollback_of"):
+        earlier: int | None = getattr(row, column)
+        # Who follows parents comes to an end only because each is older than its child.
+        if earlier is not None and earlier >= row.number:
+            raise _unreadable(what, column)
     return loose_version(row)
 
 

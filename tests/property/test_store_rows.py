@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -174,6 +174,8 @@ def fits(number: int) -> bool:
 
 
 @fuzz
+# A version that is its own parent: who follows parents must not follow it for ever.
+@example([(("versions", "parent"), 3, 3, False)], "", Store.verify, READERS[-1])
 @given(
     st.lists(st.tuples(st.sampled_from(COLUMNS), PLACES, STORED, st.booleans()), min_size=1, max_size=4),
     st.sampled_from(["", "", "", "audit", "versions", "wanted", "instances"]),

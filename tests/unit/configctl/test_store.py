@@ -128,6 +128,8 @@ def test_a_store_in_memory_is_empty_and_works() -> None:
     [
         ("UPDATE wanted SET number = 'x'", "the row of wanted was changed, its number cannot be read"),
         ("UPDATE versions SET created_at = 1e300", "version 1 was changed, its created_at cannot be read"),
+        ("UPDATE versions SET parent = number", "version 1 was changed, its parent cannot be read"),
+        ("UPDATE versions SET rollback_of = 2", "version 1 was changed, its rollback_of cannot be read"),
         ("UPDATE instances SET missing_keys = 'x'", "a row of instances was changed, its missing_keys cannot be read"),
         ("UPDATE audit SET detail = '['", "audit entry 1 was changed, its detail cannot be read"),
     ],
