@@ -18,7 +18,7 @@ def request_logs(paths: EnvoyPaths) -> list[Json]:
 def attempt_log() -> Json:
     """Return the router's logger of upstream attempts.
 
-    A good answer has no entry here: the request's own tells it all, and two entries a request cost a fifth of our CPU.
+    A good answer has no entry here: the request's own tells it all.
     """
     unusual = [_status("LE", 199), _status("GE", 300), {"response_flag_filter": {}}]
     return _grpc_log(names.LOG_ATTEMPTS, []) | {"filter": {"or_filter": {"filters": unusual}}}
