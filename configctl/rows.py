@@ -54,6 +54,9 @@ _INSTANCE: Mapping[str, tuple[type, ...]] = {
 _LAST_MOMENT = 253_402_300_799.0
 """The end of the year 9999, the last that can be written down."""
 
+_NUMBERS_END = 2**53
+"""Further than anybody counts, and far enough from where a database or JSON can count no further."""
+
 
 class RowError(Exception):
     """A row was changed by somebody else: it holds what the gateway never writes."""
@@ -99,6 +102,13 @@ def read_number(value: Any) -> int | None:
     if value is None or type(value) is int:
         return value
     raise _unreadable("the row of wanted", "number")
+
+
+def read_last(value: Any, what: str, column: str) -> int:
+    """Return the number that the next one of its column follows; raises RowError."""
+    if type(value) is int and 0 <= value < _NUMBERS_END:
+        return value
+    raise _unreadable(what, column)
 
 
 def read_hash(value: Any) -> str:

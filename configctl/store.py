@@ -49,6 +49,7 @@ from configctl.rows import (
     read_entry,
     read_hash,
     read_instance,
+    read_last,
     read_number,
     read_version,
 )
@@ -302,9 +303,10 @@ _ACTIVE = select(VERSIONS).join(WANTED, WANTED.c.number == VERSIONS.c.number)
 
 def _head(connection: Connection) -> Head:
     last = connection.execute(select(AUDIT.c.seq, AUDIT.c.hash).order_by(AUDIT.c.seq.desc()).limit(1)).one_or_none()
-    number = connection.execute(select(func.max(VERSIONS.c.number))).scalar_one()
-    active = _one_version(connection, _ACTIVE)
-    return Head(active, number or 0, last.seq if last else 0, read_hash(last.hash) if last else GENESIS)
+    newest = connection.execute(select(func.max(VERSIONS.c.number))).scalar_one()
+    number = 0 if newest is None else read_last(newest, "the newest version", "number")
+    seq = read_last(last.seq, "the last audit entry", "seq") if last else 0
+    return Head(_one_version(connection, _ACTIVE), number, seq, read_hash(last.hash) if last else GENESIS)
 
 
 def _write(connection: Connection, planned: Planned[_ResultT]) -> _ResultT:

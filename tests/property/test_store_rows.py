@@ -176,6 +176,9 @@ def fits(number: int) -> bool:
 @fuzz
 # A version that is its own parent: who follows parents must not follow it for ever.
 @example([(("versions", "parent"), 3, 3, False)], "", Store.verify, READERS[-1])
+# Numbers that no next one can follow.
+@example([(("audit", "seq"), 1, 2**63 - 1, False)], "", Store.verify, READERS[-2])
+@example([(("versions", "number"), 1, 2**63 - 1, False)], "", Store.verify, READERS[-1])
 @given(
     st.lists(st.tuples(st.sampled_from(COLUMNS), PLACES, STORED, st.booleans()), min_size=1, max_size=4),
     st.sampled_from(["", "", "", "audit", "versions", "wanted", "instances"]),
