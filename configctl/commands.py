@@ -1,8 +1,7 @@
 """What the verbs that only look do, one typed function per verb; `changes.py` has those that change something.
 
 Leaves argv and printing to `cli.py`. The compiler and what previews need are imported when they are needed: most verbs
-only read the store. Every function takes an open store and may raise StoreError, ConfigErrors or
-Refusal.
+only read the store. Every function takes an open store and may raise StoreError, ConfigErrors or Refusal.
 """
 
 from __future__ import annotations

@@ -44,6 +44,16 @@ def add_verb(verbs: Verbs, name: str, summary: str, example: str, run: Callable[
     return parser
 
 
+def add_run(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    """Add all that a gateway runs with, under a supervisor or not."""
+    add_config(parser)
+    add_places(parser, environ)
+    add_store(parser, environ)
+    add_envoy(parser)
+    _add_transport(parser, environ)
+    _add_admin(parser, environ)
+
+
 def add_config(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
     """Add --config."""
     parser.add_argument("--config", required=required, type=Path, metavar="FILE", help="the gateway's config file")
@@ -93,7 +103,7 @@ def add_envoy(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_transport(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+def _add_transport(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
     """Add --transport."""
     parser.add_argument(
         "--transport",
@@ -104,7 +114,7 @@ def add_transport(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -
     )
 
 
-def add_admin(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+def _add_admin(parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
     """Add the admin API's address and its three files."""
     group = parser.add_argument_group("the admin API over TCP, beside its Unix socket (all four or none)")
     group.add_argument(

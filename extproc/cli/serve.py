@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from extproc.cli.chosen import admin_of, instance_of, prepare_version, store_of
-from extproc.cli.flags import Verbs, add_admin, add_config, add_envoy, add_places, add_store, add_transport, add_verb
+from extproc.cli.flags import Verbs, add_run, add_verb
 from extproc.data_dir import DataDir
 from extproc.settings import HANDOVER_ENV, SUPERVISED_ENV, ServeSettings
 
@@ -18,12 +18,7 @@ def add(verbs: Verbs, environ: Mapping[str, str]) -> None:
     """Add the verb and its flags; `environ` fills defaults."""
     example = "extproc serve --config gateway.yaml --data-dir /var/lib/gateway"
     parser = add_verb(verbs, "serve", "run the services that Envoy calls, without Envoy", example, _run)
-    add_config(parser)
-    add_places(parser, environ)
-    add_store(parser, environ)
-    add_envoy(parser)
-    add_transport(parser, environ)
-    add_admin(parser, environ)
+    add_run(parser, environ)
 
 
 def _run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -7,17 +7,7 @@ import os
 from collections.abc import Mapping
 
 from extproc.cli.chosen import admin_of, store_of
-from extproc.cli.flags import (
-    Verbs,
-    add_admin,
-    add_config,
-    add_envoy,
-    add_places,
-    add_store,
-    add_transport,
-    add_verb,
-    typed,
-)
+from extproc.cli.flags import Verbs, add_run, add_verb, typed
 from extproc.config.units import parse_duration
 from extproc.settings import UpSettings
 
@@ -26,12 +16,7 @@ def add(verbs: Verbs, environ: Mapping[str, str]) -> None:
     """Add the verb and its flags; `environ` fills defaults."""
     example = "extproc up --config gateway.yaml --listen 127.0.0.1:18080"
     parser = add_verb(verbs, "up", "run the whole gateway here: extproc and Envoy", example, _run)
-    add_config(parser)
-    add_places(parser, environ)
-    add_store(parser, environ)
-    add_envoy(parser)
-    add_transport(parser, environ)
-    add_admin(parser, environ)
+    add_run(parser, environ)
     parser.add_argument(
         "--concurrency",
         type=typed(_parse_count),

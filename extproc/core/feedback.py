@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from extproc.core.gateway import Gateway
 from extproc.core.health import Success
-from extproc.core.outcome import ErrorClass, Failure
+from extproc.core.outcome import BROKEN_STREAMS, ErrorClass, Failure
 from extproc.core.records import AttemptRecord, RequestRecord
 from extproc.core.reset_times import exhausted_until
 
@@ -66,7 +66,6 @@ _CONNECTION_FLAGS = frozenset(
 )
 _RESET_FLAGS = frozenset({"upstream_remote_reset", "upstream_connection_termination", "upstream_protocol_error"})
 _BLAMELESS_FLAGS = ABORT_FLAGS | {"upstream_overflow"}
-_BROKEN = frozenset({ErrorClass.STREAM_CUT, ErrorClass.STREAM_STALL})
 
 
 def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
@@ -106,7 +105,7 @@ def _entries_due(gateway: Gateway, record: RequestRecord, event: RequestLogged, 
         _settle(gateway, record, attempt, event.last, now)
         return event.attempts - 1
     # The judge ended it while its answer, a good one so far, was on its way.
-    broken = attempt.failure is not None and attempt.failure.error_class in _BROKEN
+    broken = attempt.failure is not None and attempt.failure.error_class in BROKEN_STREAMS
     return event.attempts - 1 if broken else event.attempts
 
 

@@ -29,6 +29,10 @@ class ErrorClass(StrEnum):
     CLIENT_ABORT = "client_abort"
 
 
+BROKEN_STREAMS = frozenset({ErrorClass.STREAM_CUT, ErrorClass.STREAM_STALL})
+"""Of an answer that the caller had begun to get."""
+
+
 class Charge(StrEnum):
     """Whose health a failure counts against."""
 

@@ -15,7 +15,7 @@ from extproc.core.endpoints import ENDPOINTS
 from extproc.core.error_codes import CODES
 from extproc.core.feedback import ABORT_FLAGS, AttemptLogged, RequestLogged
 from extproc.core.health import View
-from extproc.core.outcome import ErrorClass, RouteMode
+from extproc.core.outcome import BROKEN_STREAMS, ErrorClass, RouteMode
 from extproc.core.plan import candidates
 from extproc.core.records import AttemptRecord, Evidence, RequestRecord
 from extproc.core.request_state import PlanStep
@@ -135,7 +135,7 @@ def outcome_of(request: RequestLogged | None, last_class: str | None) -> str:
         return ABORTED
     if request.told.get("route_mode", RouteMode.NONE) == RouteMode.NONE:
         return FAILED if _whole(request.told.get("attempts")) > 0 else REFUSED
-    if last_class in (ErrorClass.STREAM_CUT, ErrorClass.STREAM_STALL):
+    if last_class in BROKEN_STREAMS:
         return BROKEN
     if 200 <= request.status < 400:
         return SERVED

@@ -54,13 +54,18 @@ class LogDecoder:
 
 def _attempt(entry: Entry) -> AttemptLogged:
     common = entry.common_properties
+    status, flags = entry.response.response_code.value, _flags(common.response_flags)
+    return _attempt_of(entry, status, flags, _seconds(common, "duration") or 0.0)
+
+
+def _attempt_of(entry: Entry, status: int, flags: frozenset[str], duration_s: float) -> AttemptLogged:
     return AttemptLogged(
         request_id=entry.request.request_id,
-        cluster=common.upstream_cluster,
-        status=entry.response.response_code.value,
-        flags=_flags(common.response_flags),
-        first_byte_s=_first_byte_s(common),
-        duration_s=_seconds(common, "duration") or 0.0,
+        cluster=entry.common_properties.upstream_cluster,
+        status=status,
+        flags=flags,
+        first_byte_s=_first_byte_s(entry.common_properties),
+        duration_s=duration_s,
         headers=entry.response.response_headers,
         request_bytes=entry.request.request_body_bytes,
     )
@@ -79,16 +84,7 @@ def _last_attempt(entry: Entry, status: int, flags: frozenset[str]) -> AttemptLo
     ended_s = _seconds(common, "time_to_last_upstream_rx_byte")
     if began_s is None or ended_s is None:
         began_s, ended_s = 0.0, _seconds(common, "duration") or 0.0
-    return AttemptLogged(
-        request_id=entry.request.request_id,
-        cluster=common.upstream_cluster,
-        status=status,
-        flags=flags,
-        first_byte_s=_first_byte_s(common),
-        duration_s=max(0.0, ended_s - began_s),
-        headers=entry.response.response_headers,
-        request_bytes=entry.request.request_body_bytes,
-    )
+    return _attempt_of(entry, status, flags, max(0.0, ended_s - began_s))
 
 
 def _first_byte_s(common: accesslog_pb2.AccessLogCommon) -> float | None:
