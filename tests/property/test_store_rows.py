@@ -22,7 +22,16 @@ from configctl.store import Store, StoreError
 from tests.support.fuzzing import fuzz
 from tests.unit.configctl.claims import publish
 
-NOWHERE = Console(file=io.StringIO())
+
+class Discard(io.StringIO):
+    """Takes text and keeps none of it, so that what a replay leaves behind is the store's."""
+
+    def write(self, text: str) -> int:
+        """Say that all of it was written."""
+        return len(text)
+
+
+NOWHERE = Console(file=Discard())
 NOW = 1_800_000_000.0
 REPORTERS: tuple[Callable[[Store], object], ...] = (Store.verify, Store.tally, verify_audit)
 """What must answer whatever the rows hold."""
