@@ -6,7 +6,6 @@ Invariant: nothing is committed that was not shown, but for `--yes`.
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from configctl import changes, render, shapes
+from configctl.author import login_name
 from configctl.options import Place, check_text, open_store
 from configctl.records import Conflict, NothingToPublish, Version
 from configctl.screen import Screen, is_terminal
@@ -43,7 +43,7 @@ def change(
 ) -> int:
     """Propose, show, ask, commit, wait and tell."""
     screen = Screen()
-    act = changes.Act(check_text(author or _login_name(), "author"), check_text(message, "message"), expect)
+    act = changes.Act(check_text(author or login_name(), "author"), check_text(message, "message"), expect)
     with open_store(place, create=True) as store:
         answer: Any = propose(store, act, time.time())
         if isinstance(answer, changes.Proposal):
@@ -107,10 +107,3 @@ def _tell_unchanged(screen: Screen, answer: NothingToPublish | Conflict, as_json
         screen.json(shapes.of_conflict(answer))
     screen.say(render.describe_conflict(answer))
     return CONFLICT
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return "unknown"

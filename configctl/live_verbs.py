@@ -6,14 +6,13 @@ them runs: gRPC takes longer to import than most verbs to run.
 
 from __future__ import annotations
 
-import getpass
-import os
 import time
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import click
 
+from configctl.author import login_name
 from configctl.options import Place, Verbs, check_text, gateway_options, json_option, verb
 from extproc.config.units import parse_duration
 
@@ -105,7 +104,7 @@ def _ordered(
     from configctl.live_commands import set_health
     from extproc.wire.pb import admin_pb2 as pb
 
-    who = check_text(owner or _login(), "owner")
+    who = check_text(owner or login_name(), "owner")
     request = pb.SetHealthRequest(subject=subject, action=action, owner=who, reason=reason)
     if lasting is not None:
         try:
@@ -151,10 +150,3 @@ def _register_explain(main: click.Group) -> None:
         from configctl.live_commands import explain_request
 
         return explain_request(place, request_id, as_json=as_json)
-
-
-def _login() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())

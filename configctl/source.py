@@ -5,7 +5,6 @@ Owns the translation of the store's faults to OSError and the identity of the in
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 import threading
@@ -181,11 +180,3 @@ def _publish_first(store: Store, parsed: GatewayConfig, message: str, author: st
     done = store.publish(content, own, author=author, message=message, expect=EMPTY, now=time.time())
     # Another instance of the fleet may have been first.
     return done.version if isinstance(done, Published) else store.active()
-
-
-def login_name() -> str:
-    """Return who runs this process, for the audit."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"

@@ -47,7 +47,8 @@ def admin_of(options: argparse.Namespace) -> AdminListen | None:
 
 def prepare_version(options: argparse.Namespace, data_dir: DataDir, environ: Mapping[str, str]) -> Snapshot:
     """Make the store ready and return the version about to run."""
-    from configctl.source import login_name, prepare
+    from configctl.author import login_name
+    from configctl.source import prepare
 
     author = environ.get("GATEWAY_AUTHOR") or login_name()
     snapshot, note = prepare(store_of(options), options.config, data_dir.last_good, author)

@@ -12,8 +12,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from configctl.author import login_name
 from configctl.records import EMPTY, Instance, Published, Version
-from configctl.source import StoreSource, login_name, prepare
+from configctl.source import StoreSource, prepare
 from configctl.store import Store
 from extproc.config.compile import canonical_json, digest
 from extproc.config.errors import ConfigErrors
