@@ -12,7 +12,6 @@ from pathlib import Path
 import orjson
 import pytest
 
-from configctl.author import login_name
 from configctl.records import EMPTY, Instance, Published, Version
 from configctl.source import StoreSource, prepare
 from configctl.store import Store
@@ -217,15 +216,6 @@ def test_no_refusal_shows_the_stores_password(place: Place, url: str) -> None:
         prepare(url, None, place.last_good, "us")
 
     assert "planted-password" not in str(refused.value)
-
-
-def test_who_runs_the_process_has_a_name_even_without_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> str:
-        raise KeyError("getpwuid(): uid not found")
-
-    monkeypatch.setattr("getpass.getuser", nobody)
-
-    assert f"uid {os.getuid()}" == login_name()
 
 
 # -- StoreSource
