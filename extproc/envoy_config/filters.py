@@ -62,7 +62,15 @@ def _address_filter(*, allow_private: bool) -> Json:
     One document serves every provider, as there are but two; nobody changes a document once it is made.
     """
     networks = denied_networks(allow_private=allow_private)
-    denied = {"or_rules": {"rules": [_upstream_at(network) for network in networks]}}
+    # By family: a host has one, and each network that need not be looked at is CPU of every attempt.
+    families = [
+        {"and_rules": {"rules": [_upstream_at(every), {"or_rules": {"rules": [_upstream_at(one) for one in some]}}]}}
+        for every, some in (
+            ("0.0.0.0/0", [network for network in networks if ":" not in network]),
+            ("::/0", [network for network in networks if ":" in network]),
+        )
+    ]
+    denied = {"or_rules": {"rules": families}}
     refusing = _upstream_at(f"{REFUSING_HOST}/32", REFUSING_PORT)
     policy = {
         "permissions": [{"and_rules": {"rules": [denied, {"not_rule": refusing}]}}],

@@ -1,7 +1,8 @@
 """RequestState <-> Envoy's dynamic metadata: the untyped twin, the typed plan and the private first error.
 
 Total in reading: metadata that is not ours, or from a version we do not understand, reads as None.
-Envoy's Struct numbers are floats and map keys merge on write, so lists are always written whole.
+Envoy's Struct numbers are floats and map keys merge on write, so lists are always written whole. Envoy parses, merges
+and copies each value of each request into its log, so what is empty or false from the start is not written.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def write_state(into: Struct, state: RequestState, *, served: bool = True, whole
     fields[names.M_SERVED_MODEL].string_value = step.public_model if step else ""
     fields[names.M_ATTEMPT].number_value = state.attempt
     fields[names.M_STARTED].number_value = state.started
-    fields[names.M_CONTEXT].bool_value = state.context
+    if state.context or not whole:
+        fields[names.M_CONTEXT].bool_value = state.context
     _write_plan(fields[names.M_PLAN].list_value, state)
     write_classes(into, state.classes)
     if state.first_error is not None:
@@ -102,7 +104,8 @@ def _write_fixed(fields: MutableMapping[str, Value], state: RequestState) -> Non
     fields[names.M_PROTOCOL].string_value = state.protocol
     fields[names.M_ENDPOINT].string_value = state.endpoint
     fields[names.M_OPERATION].string_value = ENDPOINTS[state.endpoint].operation
-    fields[names.M_QUERY].string_value = state.query.encode("utf-8", "surrogateescape").decode("latin-1")
+    if state.query:
+        fields[names.M_QUERY].string_value = state.query.encode("utf-8", "surrogateescape").decode("latin-1")
     fields[names.M_CLIENT].string_value = state.client
     fields[names.M_MODEL].string_value = state.model
     fields[names.M_TICKET].number_value = state.ticket

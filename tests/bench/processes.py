@@ -109,6 +109,15 @@ def fixed_provider(status: int = 200, body: str = ANSWER) -> Iterator[int]:
 def plain_envoy(upstream_port: int, concurrency: int) -> Iterator[tuple[int, int]]:
     """Run an Envoy that only forwards; yields its port and pid."""
     port = free_port()
+    try:
+        with envoy(plain_config(port, upstream_port), port, concurrency) as pid:
+            yield port, pid
+    finally:
+        release_port(port)
+
+
+def plain_config(port: int, upstream_port: int) -> dict[str, Any]:
+    """Return the configuration of an Envoy that only forwards."""
     route = {"match": {"prefix": "/"}, "route": {"cluster": "upstream", "timeout": "0s"}}
     cluster = {
         "name": "upstream",
@@ -119,11 +128,7 @@ def plain_envoy(upstream_port: int, concurrency: int) -> Iterator[tuple[int, int
             "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(upstream_port)}}]}],
         },
     }
-    try:
-        with envoy(_config(port, route, [], [cluster]), port, concurrency) as pid:
-            yield port, pid
-    finally:
-        release_port(port)
+    return _config(port, route, [], [cluster])
 
 
 def _config(

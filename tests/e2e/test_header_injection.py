@@ -1,4 +1,4 @@
-"""A glob's model name is the caller's own text and comes back in a header: no name writes a line of its own there."""
+"""A glob's model name is the caller's own text, comes back in a header and is logged: none writes a line of its own."""
 
 from __future__ import annotations
 
@@ -90,3 +90,10 @@ def test_a_name_beyond_ascii_comes_back_as_the_bytes_it_was_sent_as(shared: Shar
     assert raw is not None
     assert f"primary/{model}" == raw.encode("latin-1").decode()
     assert f"primary/{model}" == client.headers["x-gateway-served-by"]
+
+
+@pytest.mark.parametrize("model", ['any-"x', "any-\\", "any-%REQ(x)%", 'any-","status":0,"x":"', "any-größe 😀"])
+def test_the_log_has_a_name_as_it_was_sent(shared: Shared, model: str) -> None:
+    line = shared.gateway.logged(shared.gateway.chat(model))
+
+    assert (model, model, 200) == (line["model"], line["served_model"], line["status"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import pytest
 
+from extproc.config.base_url import denied_networks
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.envoy_config.clusters import LEAST_PENDING, UNLIMITED
@@ -43,6 +45,21 @@ def static(name: str) -> dict[str, Any]:
     """Return one of the gateway's own clusters."""
     (found,) = find(rendered().bootstrap["static_resources"], name=name)
     return found
+
+
+def permits(rule: dict[str, Any], address: IPv4Address | IPv6Address, port: int = 443) -> bool:
+    """Judge an address as Envoy judges it by an RBAC permission: a network holds addresses of its own family only."""
+    ((kind, value),) = rule.items()
+    if kind == "and_rules":
+        return all(permits(one, address, port) for one in value["rules"])
+    if kind == "or_rules":
+        return any(permits(one, address, port) for one in value["rules"])
+    if kind == "not_rule":
+        return not permits(value, address, port)
+    at = value["typed_config"]
+    ports = at.get("upstream_port_range", {"start": 0, "end": 1 << 16})
+    network = ip_network(f"{at['upstream_ip']['address_prefix']}/{at['upstream_ip']['prefix_len']}")
+    return address in network and ports["start"] <= port < ports["end"]
 
 
 class TestTheName:
@@ -233,6 +250,20 @@ class TestTheUpstreamChain:
         found = {f"{one['address_prefix']}/{one['prefix_len']}" for one in ips}
         assert {"169.254.0.0/16", "::ffff:a9fe:0/112", "64:ff9b::a9fe:0/112", "2002:a9fe::/32"} <= found
         assert loopback is ("127.0.0.0/8" in found)
+
+    @pytest.mark.parametrize("provider", ["openai", "local"])
+    @pytest.mark.parametrize("last", [False, True])
+    def test_refuses_every_network_that_is_named_and_no_other(self, provider: str, last: bool) -> None:
+        allow_private = provider == "local"
+        (rbac,) = [one for one in chain(clusters()[provider]) if one["name"] == names.ADDRESS_FILTER]
+        (rule,) = rbac["typed_config"]["rules"]["policies"]["address"]["permissions"]
+        every = [ip_network(text) for text in denied_networks(allow_private=allow_private)]
+        for network in every:
+            assert permits(rule, network[-1 if last else 0])
+        for text in ("1.1.1.1", "203.0.113.9", "2606:4700::1111", "2001:db8::1"):
+            assert not permits(rule, ip_address(text))
+        assert allow_private is not permits(rule, ip_address("10.1.2.3"))
+        assert not permits(rule, ip_address("127.0.0.1"), port=1)
 
     def test_of_a_keyless_provider_injects_nothing(self) -> None:
         assert "gateway.credential" not in [one["name"] for one in chain(clusters()["local"])]

@@ -51,8 +51,11 @@ def test_the_core_s_own_spellings_are_the_same() -> None:
 
 def test_envoy_prints_only_metadata_that_is_written(documents: str) -> None:
     printed = set(re.findall(r"%DYNAMIC_METADATA\((.+?)\)%", documents))
+    logged = set(re.findall(r"%TYPED_CEL\(metadata\.filter_metadata(.+?)\)%", documents))
     assert printed
-    assert {f"{names.METADATA}:{key}" for key in METADATA_KEYS} | {names.METADATA_USAGE} >= printed
+    assert logged
+    assert {f"{names.METADATA}:{key}" for key in METADATA_KEYS} >= printed
+    assert {f"['{names.METADATA}']['{key}']" for key in METADATA_KEYS} | {f"['{names.METADATA_USAGE}']"} >= logged
 
 
 def test_no_document_names_the_private_namespace_but_to_carry_it(documents: str) -> None:
