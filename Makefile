@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 3
+WORKERS ?= 4
+
+# The tests start hundreds of processes: without bytecode each would compile all that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check run lint types unit e2e e2e-grpcio soak fuzz bandit audit imports protos lock dist clean bench bench-full
 

@@ -6,6 +6,7 @@ from extproc.envoy_config.clusters import static_clusters
 from extproc.envoy_config.resource import HEAP_LIMIT_BYTES, MAX_CONNECTIONS, EnvoyPaths, Json, extension, file_source
 
 ADMIN_SOCKET_MODE = 0o600
+TRACE_FLUSH_MS = 1000
 
 
 def bootstrap(paths: EnvoyPaths) -> Json:
@@ -19,8 +20,12 @@ def bootstrap(paths: EnvoyPaths) -> Json:
             "layers": [
                 {
                     "name": "static",
-                    # Envoy 1.40 crashes when a finished, guarded answer crosses a watermark (docs/envoy.md section 4).
-                    "static_layer": {"envoy.reloadable_features.grpc_side_stream_flow_control": False},
+                    "static_layer": {
+                        # Envoy 1.40 crashes when a finished, guarded answer crosses a watermark (docs/envoy.md 4).
+                        "envoy.reloadable_features.grpc_side_stream_flow_control": False,
+                        # Who looks for the trace of a request that just failed finds it; by default that takes 5 s.
+                        "tracing.opentelemetry.flush_interval_ms": TRACE_FLUSH_MS,
+                    },
                 }
             ]
         },

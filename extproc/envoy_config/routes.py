@@ -18,6 +18,8 @@ from extproc.wire import names
 ROUTE_CONFIG = "gateway"
 _NET_S = 30.0
 """Above the longest silence that our own timers allow: the route's idle timer is only a net under them."""
+_EARLY_S = 0.1
+"""How early a busy Envoy's timers may run out: where one stands for the deadline, the deadline is then over."""
 
 
 def route_configuration(snapshot: Snapshot) -> Json:
@@ -109,9 +111,11 @@ def _policy_route(policy: Policy, kind: Kind) -> Json:
 
 
 def _silence_timer(policy: Policy, kind: Kind) -> Json:
-    limit = seconds(silence_limit_s(kind, policy))
+    limit_s = silence_limit_s(kind, policy)
     held = kind is Kind.STREAM and policy.stream_guard != "off"
-    return {"per_try_timeout" if held else "per_try_idle_timeout": limit}
+    if held and policy.stream_guard == "complete":
+        limit_s += _EARLY_S
+    return {"per_try_timeout" if held else "per_try_idle_timeout": seconds(limit_s)}
 
 
 def _idle_net_s(policy: Policy) -> float:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
-import openai
 import pytest
 
 from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.gateway import Gateway, provider, two_providers
+from tests.support.lazy import Lazy
 from tests.support.wall import Wall, error, ok, rate_limited
+
+if TYPE_CHECKING:
+    import anthropic
+    import openai
+else:
+    anthropic, openai = Lazy("anthropic"), Lazy("openai")
 
 TOKEN = "gw-planted-openai-client"
 MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]

@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import anthropic
-import openai
 import pytest
 
 from tests.e2e.conftest import GatewayFactory
 from tests.support.failure_case import ANSWER, TOKENS, answers
 from tests.support.gateway import Gateway
+from tests.support.lazy import Lazy
 from tests.support.wall import Behaviour, Ending, Seen, Wall, cut_short, pause, reset_after, sse
+
+if TYPE_CHECKING:
+    import anthropic
+    import openai
+else:
+    anthropic, openai = Lazy("anthropic"), Lazy("openai")
 
 BROKEN_AT = 40
 FAULTS: dict[str, Behaviour] = {

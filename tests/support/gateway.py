@@ -34,6 +34,7 @@ PLANTED_KEYS = {
     "FALLBACK_KEY": "sk-planted-fallback-0123456789abcdef",
 }
 READY_TIMEOUT_S = 90.0  # a start costs seconds of a core, and others may need the cores too
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.02, 0.25  # between two questions of wait_until
 HURRY_S = 2.0  # a test that left requests under way does not wait for their drain
 _ALARMING = re.compile(r"Traceback|\bcritical\b|unhandled |exception was never retrieved", re.IGNORECASE)
 _T = TypeVar("_T")
@@ -172,12 +173,16 @@ class Gateway:
         return False
 
     def wait_until(self, holds: Callable[[], _T], what: str, timeout_s: float = 10.0) -> _T:
-        """Poll until a condition holds and return its value; GatewayError with the logs when time is up."""
-        deadline = time.monotonic() + timeout_s
+        """Poll until a condition holds and return its value; GatewayError with the logs when time is up.
+
+        The longer it takes, the rarer it is asked: most conditions read a whole page of metrics, or a log.
+        """
+        deadline, pause_s = time.monotonic() + timeout_s, FIRST_PAUSE_S
         while not (value := holds()):
             if time.monotonic() > deadline:
                 raise GatewayError(f"waited {timeout_s} s for {what}\n{self.logs(tail=200)}")
-            time.sleep(0.02)
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.25, LAST_PAUSE_S)
         return value
 
     def stop(self, timeout_s: float = 60.0, *, hurry_after_s: float | None = None) -> int:

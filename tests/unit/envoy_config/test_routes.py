@@ -65,7 +65,7 @@ class TestTimers:
         [
             ("patient-unary", "first_token", {"per_try_idle_timeout": "50s"}),
             ("patient-stream", "first_token", {"per_try_timeout": "20s"}),
-            ("patient-stream", "complete", {"per_try_timeout": "80s"}),
+            ("patient-stream", "complete", {"per_try_timeout": "80.1s"}),
             ("patient-stream", "off", {"per_try_idle_timeout": "40s"}),
             ("patient-stream_unguarded", "first_token", {"per_try_idle_timeout": "40s"}),
             ("patient-stream_unguarded", "complete", {"per_try_idle_timeout": "40s"}),
