@@ -19,10 +19,9 @@ from extproc.core.exchange import Action, Pass, ReleaseBody, RouteTo
 from extproc.core.request_state import PlanStep, RequestState
 from extproc.wire import names
 from extproc.wire.ext_proc import encode
+from extproc.wire.state import QUERY_KEPT
 
 PREPARED_KEPT: Final = 2048
-QUERY_KEPT: Final = 64
-"""Characters; enough for `beta=true` and `api-version=...`."""
 
 # Tags, by the numbers in protos/; each begins a length-delimited field, but for the two that say otherwise.
 _REQUEST_BODY: Final = b"\x1a"  # ProcessingResponse.request_body = 3

@@ -111,7 +111,7 @@ def _send_attempt(action: SendAttempt) -> Response:
     common.body_mutation.body = action.body
     sets = [(":path", action.path), ("content-length", str(len(action.body)))]
     _set_headers(common.header_mutation, sets)
-    write_state(response.dynamic_metadata, action.state, whole=False)
+    write_state(response.dynamic_metadata, action.state, whole=False, plan=False, error=False)
     return response
 
 
@@ -128,7 +128,7 @@ def _respond(action: Respond) -> Response:
         sets.append((names.H_VERSION, str(action.version)))
     _set_headers(immediate.headers, sets)
     if action.state is not None:
-        write_state(response.dynamic_metadata, action.state, served=False, whole=False)
+        write_state(response.dynamic_metadata, action.state, served=False, whole=False, plan=False)
     if action.note or action.attempts is not None:
         fields = response.dynamic_metadata.fields[names.METADATA].struct_value.fields
         if action.attempts is not None:
@@ -148,7 +148,7 @@ def _release_headers(action: ReleaseHeaders) -> Response:
     _set_headers(common.header_mutation, action.set_headers)
     common.header_mutation.remove_headers.extend(action.remove_headers)
     if action.state is not None:
-        write_state(response.dynamic_metadata, action.state, served=not action.failed, whole=False)
+        write_state(response.dynamic_metadata, action.state, served=not action.failed, whole=False, plan=action.replan)
         if action.replan:
             response.typed_dynamic_metadata[names.METADATA_PLAN].CopyFrom(typed_plan(action.state))
     return response

@@ -8,6 +8,8 @@ and copies each value of each request into its log, so what is empty or false fr
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from functools import lru_cache
+from typing import Final
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
@@ -18,6 +20,11 @@ from extproc.core.request_state import FirstError, PlanStep, RequestState
 from extproc.wire import names
 from extproc.wire.pb import core_pb2, priority_group_pb2
 
+PLANS_KEPT: Final = 512
+"""How many plans are kept as bytes, in each direction."""
+QUERY_KEPT: Final = 64
+"""Characters; enough for `beta=true` and `api-version=...`. A longer query is in every step's path: not kept."""
+_PLAN_KEPT_BYTES: Final = 4096
 _STEP_KEYS = ("provider", "model", "public_model", "cluster", "path", "mode")
 _FIRST_ERROR_LIMIT = 64
 
@@ -41,7 +48,7 @@ def read_state(metadata: core_pb2.Metadata) -> RequestState | None:
             model=fields[names.M_MODEL].string_value,
             ticket=int(fields[names.M_TICKET].number_value),
             arrived=fields[names.M_ARRIVED].number_value,
-            plan=tuple(_read_step(value.struct_value) for value in fields[names.M_PLAN].list_value.values),
+            plan=_read_plan(fields[names.M_PLAN].list_value),
             classes=tuple(value.string_value for value in fields[names.M_CLASSES].list_value.values),
             attempt=int(fields[names.M_ATTEMPT].number_value),
             started=fields[names.M_STARTED].number_value,
@@ -53,11 +60,13 @@ def read_state(metadata: core_pb2.Metadata) -> RequestState | None:
         return None
 
 
-def write_state(into: Struct, state: RequestState, *, served: bool = True, whole: bool = True) -> None:
+def write_state(
+    into: Struct, state: RequestState, *, served: bool = True, whole: bool = True, plan: bool = True, error: bool = True
+) -> None:
     """Write a state into a response's dynamic metadata.
 
     `served` says that the present attempt may still serve; otherwise the route mode is `none`. `whole` is False when
-    an earlier exchange wrote the fields that never change.
+    an earlier exchange wrote the fields that never change, `plan` and `error` when it wrote these as they are now.
     """
     fields = into.fields[names.METADATA].struct_value.fields
     if whole:
@@ -70,9 +79,11 @@ def write_state(into: Struct, state: RequestState, *, served: bool = True, whole
     fields[names.M_STARTED].number_value = state.started
     if state.context or not whole:
         fields[names.M_CONTEXT].bool_value = state.context
-    _write_plan(fields[names.M_PLAN].list_value, state)
+    if plan:
+        prepared = (_plan_bytes if len(state.query) <= QUERY_KEPT else _plan_bytes.__wrapped__)(state.plan)
+        fields[names.M_PLAN].list_value.MergeFromString(prepared)
     write_classes(into, state.classes)
-    if state.first_error is not None:
+    if error and state.first_error is not None:
         _write_first_error(into, state.first_error)
 
 
@@ -86,14 +97,19 @@ def write_classes(into: Struct, classes: tuple[str, ...]) -> None:
 
 def typed_plan(state: RequestState) -> Any:
     """Return the plan as Envoy's priority groups, ended by the group that lets us answer when all is spent."""
+    clusters = (*(step.cluster for step in state.plan), names.CLUSTER_END)
+    return Any.FromString(_typed_plan_bytes(clusters))
+
+
+@lru_cache(maxsize=PLANS_KEPT)
+def _typed_plan_bytes(clusters: tuple[str, ...]) -> bytes:
     override = priority_group_pb2.PriorityGroupsOverride()
-    clusters = [step.cluster for step in state.plan] + [names.CLUSTER_END]
     for number, cluster in enumerate(clusters, 1):
         group = override.priority_groups.add(name=str(number))
         group.clusters.add(cluster_name=cluster).weight.value = 1
     packed = Any()
     packed.Pack(override)
-    return packed
+    return packed.SerializeToString()
 
 
 def _write_fixed(fields: MutableMapping[str, Value], state: RequestState) -> None:
@@ -114,11 +130,26 @@ def _write_fixed(fields: MutableMapping[str, Value], state: RequestState) -> Non
         fields[names.M_HIDE_USAGE].bool_value = True
 
 
-def _write_plan(plan: ListValue, state: RequestState) -> None:
-    for step in state.plan:
-        entry = plan.values.add().struct_value.fields
+@lru_cache(maxsize=PLANS_KEPT)
+def _plan_bytes(plan: tuple[PlanStep, ...]) -> bytes:
+    """Return a plan as the bytes of a ListValue."""
+    written = ListValue()
+    for step in plan:
+        entry = written.values.add().struct_value.fields
         for key, value in zip(_STEP_KEYS, step, strict=True):
             entry[key].string_value = value
+    return written.SerializeToString()
+
+
+def _read_plan(written: ListValue) -> tuple[PlanStep, ...]:
+    # As bytes it can be looked up: plans repeat, and reading one takes a dozen steps for each of its steps.
+    raw = written.SerializeToString()
+    return (_plan_of if len(raw) <= _PLAN_KEPT_BYTES else _plan_of.__wrapped__)(raw)
+
+
+@lru_cache(maxsize=PLANS_KEPT)
+def _plan_of(raw: bytes) -> tuple[PlanStep, ...]:
+    return tuple(_read_step(value.struct_value) for value in ListValue.FromString(raw).values)
 
 
 def _read_step(entry: Struct) -> PlanStep:

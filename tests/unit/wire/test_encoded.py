@@ -11,7 +11,8 @@ from extproc.core.endpoints import Kind
 from extproc.core.exchange import RouteTo
 from extproc.core.outcome import RouteMode
 from extproc.core.request_state import PlanStep, RequestState
-from extproc.wire.encoded import PREPARED_KEPT, QUERY_KEPT, serialize
+from extproc.wire.encoded import PREPARED_KEPT, serialize
+from extproc.wire.state import QUERY_KEPT
 
 CHAT = "/v1/chat/completions"
 TRIED = 200
@@ -21,7 +22,7 @@ KEPT_LIMIT_BYTES = 32 << 20
 def route(query: str, model: str = "gpt") -> RouteTo:
     """Route a request that may be attempted eight times; every path carries the query."""
     path = f"{CHAT}?{query}"
-    step = PlanStep("provider", model, "cluster", path, model, RouteMode.DIRECT)
+    step = PlanStep("provider", model, model, "cluster", path, RouteMode.DIRECT)
     state = RequestState(
         "id", 1, "default", Kind.UNARY, "openai", CHAT, query, "client", model, 0, 0.0, (step,) * 8, started=0.0
     )

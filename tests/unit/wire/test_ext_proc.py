@@ -196,8 +196,12 @@ class TestEncoding:
         assert [(":path", b"/v1/y"), ("content-length", b"4")] == set_headers(common.header_mutation)
         assert (b"body", False) == (common.body_mutation.body, common.clear_route_cache)
 
-    def test_a_later_attempt_leaves_the_typed_plan_alone(self) -> None:
-        assert {} == dict(sent(SendAttempt(STATE, "/v1/y", b"")).typed_dynamic_metadata)
+    def test_a_later_attempt_leaves_the_plan_and_the_first_error_alone(self) -> None:
+        """Nothing of them changed, and an error may be 64 KiB."""
+        response = sent(SendAttempt(state(first_error=FirstError(400, b"my prompt", ())), "/v1/y", b""))
+        assert {} == dict(response.typed_dynamic_metadata)
+        assert [names.METADATA] == list(response.dynamic_metadata.fields)
+        assert names.M_PLAN not in response.dynamic_metadata.fields[names.METADATA].struct_value.fields
 
     def test_an_answer_of_our_own_is_immediate_and_says_so(self) -> None:
         immediate = sent(Respond(404, (("content-type", "application/json"),), b"{}", 0, 7)).immediate_response
@@ -235,10 +239,10 @@ class TestEncoding:
         assert ["x-b"] == list(mutation.remove_headers)
 
     @pytest.mark.parametrize(("replan", "expected"), [(True, {"gateway.plan": typed_plan(STATE)}), (False, {})])
-    def test_a_new_plan_is_sent_in_both_forms(self, replan: bool, expected: dict[str, Any]) -> None:
+    def test_a_plan_is_sent_in_both_forms_when_it_is_new(self, replan: bool, expected: dict[str, Any]) -> None:
         response = sent(ReleaseHeaders(retry=True, state=STATE, replan=replan, failed=True))
         assert expected == dict(response.typed_dynamic_metadata)
-        assert names.M_PLAN in response.dynamic_metadata.fields[names.METADATA].struct_value.fields
+        assert replan is (names.M_PLAN in response.dynamic_metadata.fields[names.METADATA].struct_value.fields)
 
     @pytest.mark.parametrize(("failed", "expected"), [(True, "none"), (False, "balanced")])
     def test_a_failed_attempt_does_not_say_that_it_served(self, failed: bool, expected: str) -> None:
