@@ -142,9 +142,9 @@ class AttemptExchange:
 def silent_class(elapsed_s: float, limit_s: float, connect_timeout_s: float) -> ErrorClass:
     """Return the class of an attempt that ended without an answer after `elapsed_s`.
 
-    Envoy does not say why it gave an attempt up before its log does, which is too late here. Its timer never runs out
-    early, and starts once there is a connection: so what took less time was a lost connection, and so was what took
-    exactly a `connect_timeout` that is longer.
+    Envoy does not say why it gave an attempt up before its log does, which is too late here. Its timer runs out hardly
+    ever early, and starts once there is a connection: so what took less time was a lost connection, and so was what
+    took exactly a `connect_timeout` that is longer.
     """
     if connect_timeout_s > limit_s + TIMER_SLACK_S and abs(elapsed_s - connect_timeout_s) <= TIMER_SLACK_S:
         return ErrorClass.CONNECTION

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from extproc.config.snapshot import Policy, Snapshot
-from extproc.core.attempt import silence_limit_s
+from extproc.core.attempt import TIMER_SLACK_S, silence_limit_s
 from extproc.core.endpoints import HEALTH_PATH, Kind
 from extproc.envoy_config.filters import EXT_PROC
 from extproc.envoy_config.resource import Json, any_of, extension, seconds
@@ -18,7 +18,7 @@ from extproc.wire import names
 ROUTE_CONFIG = "gateway"
 _NET_S = 30.0
 """Above the longest silence that our own timers allow: the route's idle timer is only a net under them."""
-_EARLY_S = 0.1
+_EARLY_S = 2 * TIMER_SLACK_S
 """How early a busy Envoy's timers may run out: where one stands for the deadline, the deadline is then over."""
 
 
