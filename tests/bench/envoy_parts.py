@@ -8,27 +8,24 @@ hundred, where CPU time differs by ten. They count what Envoy does itself and no
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from extproc.envoy_binary import find_envoy
 from extproc.wire import names
-from tests.bench.processes import fixed_provider, plain_config
+from tests.bench.processes import fixed_provider, plain_config, wait_for
 from tests.bench.stages import PATH, chat_body, gateway_config
 from tests.support.gateway import Gateway
+from tests.support.load import run_load
 from tests.support.ports import free_port, release_port
 
 CONNECTIONS = 4
@@ -171,42 +168,19 @@ def _counted_envoy(folder: Path, first: str, port: int) -> Iterator[int]:
     argv += ["-c", f"{folder}/{first}.json", "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     try:
-        give_up_at = time.monotonic() + START_S
-        while not _answers(port):
-            if process.poll() is not None or time.monotonic() > give_up_at:
-                raise RuntimeError("Envoy did not start under valgrind")
-            time.sleep(0.2)
+        wait_for(port, process, START_S)
         yield process.pid
     finally:
         process.kill()
         process.wait()
 
 
-def _answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
-
-
 def _ask(port: int, body: bytes, requests: int) -> None:
     """Ask over a few connections; RuntimeError unless every answer is good."""
-    statuses: list[int] = []
-
-    def caller() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        for _ in range(requests // CONNECTIONS):
-            connection.request("POST", PATH, body, {"content-type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-            statuses.append(answer.status)
-        connection.close()
-
-    callers = [threading.Thread(target=caller) for _ in range(CONNECTIONS)]
-    for one in callers:
-        one.start()
-    for one in callers:
-        one.join()
-    if statuses != [200] * (requests // CONNECTIONS * CONNECTIONS):
+    asked = run_load(
+        f"http://127.0.0.1:{port}{PATH}", requests, CONNECTIONS, body, {"content-type": "application/json"}
+    )
+    if asked.statuses[200] != requests:
         raise RuntimeError("Envoy did not answer every request with 200: its instructions would mean nothing")
 
 

@@ -62,15 +62,16 @@ def envoy(config: dict[str, Any], port: int, concurrency: int) -> Iterator[int]:
         argv += ["--disable-hot-restart", "--log-level", "error"]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         try:
-            _wait_for(port, process)
+            wait_for(port, process)
             yield process.pid
         finally:
             process.terminate()
             process.wait(20)
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    give_up_at = time.monotonic() + 20
+def wait_for(port: int, process: subprocess.Popen[bytes], within_s: float = 20) -> None:
+    """Return once a process answers at a port; RuntimeError when it ended, or takes too long."""
+    give_up_at = time.monotonic() + within_s
     while True:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

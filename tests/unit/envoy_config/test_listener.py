@@ -180,13 +180,13 @@ class TestEnvoysOwnReplies:
 
 
 class TestTheBootstrap:
-    def test_turns_off_the_flow_control_that_crashes_envoy_1_40(self) -> None:
+    def test_turns_off_the_flow_control_that_crashes_envoy_1_40_and_sends_spans_within_a_second(self) -> None:
         (layer,) = rendered().bootstrap["layered_runtime"]["layers"]
-        assert layer["static_layer"]["envoy.reloadable_features.grpc_side_stream_flow_control"] is False
-
-    def test_sends_spans_within_a_second(self) -> None:
-        (layer,) = rendered().bootstrap["layered_runtime"]["layers"]
-        assert 1000 == layer["static_layer"]["tracing.opentelemetry.flush_interval_ms"]
+        expected = {
+            "envoy.reloadable_features.grpc_side_stream_flow_control": False,
+            "tracing.opentelemetry.flush_interval_ms": 1000,
+        }
+        assert expected == layer["static_layer"]
 
     def test_keeps_envoy_s_admin_on_a_private_socket(self) -> None:
         expected = {"pipe": {"path": "/data/run/envoy-admin.sock", "mode": 0o600}}
