@@ -6,8 +6,10 @@ recording never raises for odd input; counters are fed once for each request and
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from threading import Lock
+from contextlib import suppress
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import (
@@ -233,7 +235,12 @@ class Metrics:
         server.set_app(_one_at_a_time(make_wsgi_app(self.registry)))
 
         def stop() -> None:
-            server.shutdown()
+            ending = Thread(target=server.shutdown)
+            ending.start()
+            # It looks whether it shall end when somebody calls, otherwise only every half second.
+            with suppress(OSError):
+                socket.create_connection((address.host, server.server_port), timeout=1.0).close()
+            ending.join()
             thread.join()
             server.server_close()
 

@@ -21,6 +21,7 @@ _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".gateway", ".*_cache", ".hypothesis", "*.egg-info", "dist", "build"
 )
 _BUILD_TIMEOUT_S = 300.0
+_PIP: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,21 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Download what the runtime lock pins; returns the folder, from which each installation here takes its packages."""
+    folder = tmp_path_factory.mktemp("locked")
+    command = [*_PIP, "download", "-q", "--no-deps", "--require-hashes", "-r", ROOT / "requirements-runtime.lock"]
+    subprocess.run([*command, "-d", folder], check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(dist: Path, locked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the wheel with its dependencies in an empty environment, by the pip of this one; returns its commands."""
     home = tmp_path_factory.mktemp("home") / "venv"
     venv.create(home)
-    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", home / "bin/python"]
-    command = [*pip, "install", "-q", "--disable-pip-version-check", "--no-compile", _wheel(dist)]
-    subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S)
+    command = [*_PIP, "--python", home / "bin/python", "install", "-q", "--no-compile", _wheel(dist)]
+    subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S, env=_only_from(locked))
     return home / "bin"
 
 
@@ -94,7 +103,7 @@ def test_the_installed_commands_explain_themselves(installed: Path, tmp_path: Pa
     assert __version__ in version.stdout
 
 
-def test_the_commands_of_the_image_install_the_gateway(tmp_path: Path) -> None:
+def test_the_commands_of_the_image_install_the_gateway(locked: Path, tmp_path: Path) -> None:
     """The Dockerfile's own lines, in a folder that holds what it copies: digests alone decide what comes in."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
     copied = " ".join(re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)).split()
@@ -107,7 +116,7 @@ def test_the_commands_of_the_image_install_the_gateway(tmp_path: Path) -> None:
     )
 
     # Bytecode is not what is tested, and compiling all of it takes longer than the rest.
-    environ = os.environ | {"PIP_NO_COMPILE": "1"}
+    environ = _only_from(locked) | {"PIP_COMPILE": "0"}
     subprocess.run(
         ["sh", "-ec", script], cwd=tmp_path, check=True, capture_output=True, timeout=_BUILD_TIMEOUT_S, env=environ
     )
@@ -116,6 +125,11 @@ def test_the_commands_of_the_image_install_the_gateway(tmp_path: Path) -> None:
     driver = _run(tmp_path, tmp_path / "venv/bin/python", "-c", "import psycopg")
     assert (0, 0) == (version.returncode, driver.returncode)
     assert __version__ in version.stdout
+
+
+def _only_from(folder: Path) -> dict[str, str]:
+    """Return an environment whose pip asks no index: what the lock lacks is missing, and indexes are read only once."""
+    return os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
 
 
 def _wheel(dist: Path) -> Path:

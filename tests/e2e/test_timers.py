@@ -37,10 +37,10 @@ from tests.support.wall import (
 
 Guard = Literal["first_token", "complete", "off"]
 GUARDS: tuple[Guard, ...] = ("first_token", "complete", "off")
-FIRST_S, IDLE_S, DEADLINE_S, SLACK_S = 1.0, 0.8, 12.0, 1.5
+FIRST_S, IDLE_S, DEADLINE_S, SLACK_S = 2.0, 0.8, 12.0, 1.5
 """What a policy allows before the first byte or token and between two pieces, in all; what a busy machine may add."""
-GAP_S, PIECES, LATE = 0.25, 16, 8
-"""A moving answer lasts four seconds; one that stalls late has moved for two."""
+GAP_S, PIECES, LATE = 0.25, 26, 8
+"""A moving answer lasts more than six seconds; one that stalls late has moved for two."""
 MIB = 1 << 20
 READER_STOPS_S = 2.0
 ANSWERS = chat("rescued")
