@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -82,10 +83,14 @@ def whole_frames(data: bytearray) -> Iterable[Frame]:
 
 def headers(fields: Iterable[tuple[str, str]], *, end: bool = False, stream_id: int = 1) -> bytes:
     """Write a HEADERS frame with exactly these fields, whatever HTTP thinks of them."""
-    block = Encoder().encode(
+    return f.frame(f.HEADERS, f.END_HEADERS | (f.END_STREAM if end else 0), stream_id, _block(tuple(fields)))
+
+
+@cache
+def _block(fields: tuple[tuple[str, str], ...]) -> bytes:
+    return Encoder().encode(
         [NeverIndexedHeaderTuple(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
     )
-    return f.frame(f.HEADERS, f.END_HEADERS | (f.END_STREAM if end else 0), stream_id, block)
 
 
 def body(data: bytes = BODY, stream_id: int = 1) -> bytes:

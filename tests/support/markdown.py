@@ -6,10 +6,12 @@ A block of commands is one without a language (or `sh`) that begins with a comma
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,9 +62,14 @@ class Block:
                     words.append(word)
 
 
-def pages() -> list[Path]:
+@cache
+def pages() -> tuple[Path, ...]:
     """Return every Markdown page of the project."""
-    return sorted(path for path in ROOT.rglob("*.md") if not _FOREIGN & set(path.relative_to(ROOT).parts))
+    found: list[Path] = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = set(folders) - _FOREIGN
+        found += (Path(folder, name) for name in files if name.endswith(".md"))
+    return tuple(sorted(found))
 
 
 def blocks(page: Path) -> list[Block]:
@@ -88,6 +95,7 @@ def run_pages() -> list[Path]:
     ]
 
 
+@cache
 def owned_pages() -> set[str]:
     """Return the pages that an end-to-end test of their own names in its first line."""
     tests = (ROOT / "tests" / "e2e").glob("test_*.py")
