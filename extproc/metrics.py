@@ -125,7 +125,8 @@ class Metrics:
 
     def __init__(self, states: StateReader, in_flight: Callable[[], int], ready: Callable[[], bool]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no type for it
-        self.registry = CollectorRegistry()
+        # Else a page that is asked for by name (`?name[]=`) lacks what has no name before it is read.
+        self.registry = CollectorRegistry(support_collectors_without_names=True)
         self.bounds = Bounds(None)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -287,18 +288,23 @@ class _TargetStates(Collector):
         self._states = states
         self._metrics = metrics
 
+    def describe(self) -> Iterable[Metric]:
+        """Tell the name alone, so that whoever asks for other metrics by name does not wait for these."""
+        yield self._family()
+
     def collect(self) -> Iterable[Metric]:
-        family = GaugeMetricFamily(
-            "gateway_target_state",
-            "1 for the state a target or provider account is in.",
-            labels=["subject", "state"],
-        )
+        family = self._family()
         for row in self._states():
             if isinstance(row.subject, TargetKey) and not self._metrics.bounds.knows(row.subject):
                 continue
             for state in State:
                 family.add_metric([str(row.subject), state.value], float(state is row.view.state))
         yield family
+
+    @staticmethod
+    def _family() -> GaugeMetricFamily:
+        summary = "1 for the state a target or provider account is in."
+        return GaugeMetricFamily("gateway_target_state", summary, labels=["subject", "state"])
 
 
 class _Readings(Collector):

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 Verdict = Literal["public", "private", "forbidden"]
 _Address = IPv4Address | IPv6Address
+_Network = IPv4Network | IPv6Network
 
 FORBIDDEN_NETWORKS = (
     "0.0.0.0/8",  # unspecified
@@ -161,7 +162,12 @@ def _judge_address(address: _Address) -> Verdict:
 
 
 def _within(address: _Address, networks: tuple[str, ...]) -> bool:
-    return any(address in ip_network(network) for network in networks)
+    return any(address in network for network in _parsed(networks))
+
+
+@cache
+def _parsed(networks: tuple[str, ...]) -> tuple[_Network, ...]:
+    return tuple(map(ip_network, networks))
 
 
 def _embedded(address: _Address) -> IPv4Address | None:

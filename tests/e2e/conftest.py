@@ -16,14 +16,13 @@ import pytest
 from tests.support.gateway import HURRY_S, Gateway, two_providers
 from tests.support.wall import Wall
 
-LONGEST = (
-    "test_packages",
-    "test_publish",
-    "test_operations_doc",
-    "test_telemetry",
-    "test_failure_semantics",
-    "test_docs",
+FIRST = (
+    *("test_packages", "test_telemetry", "test_choosing", "test_compose"),
+    *("test_publish", "test_fleet", "test_docs", "test_failure_semantics"),
+    *("test_operations_doc", "test_failover", "test_load", "test_hostile_callers", "test_errors", "test_stream_breaks"),
+    *("test_survival", "test_recovery", "test_up", "test_extproc_death", "test_lifecycle", "test_timers"),
 )
+"""The long files, those that compute beside those that wait, so that both cores have something to do all the time."""
 
 
 class GatewayFactory(Protocol):
@@ -41,12 +40,12 @@ class Shared(NamedTuple):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything below this folder as e2e, and put the longest files first: who begins last ends last."""
+    """Mark everything below this folder as e2e, and put the long files first: who begins last ends last."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -217,7 +217,7 @@ def states_of(gateway: Gateway) -> dict[str, str]:
     pattern = re.compile(
         r'gateway_target_state\{state="(\w+)",subject="([^"]+)"\}|gateway_target_state\{subject="([^"]+)",state="(\w+)"\}'
     )
-    found = (pattern.fullmatch(name) for name, value in gateway.metrics().items() if value == 1.0)
+    found = (pattern.fullmatch(name) for name, value in gateway.metrics("gateway_target_state").items() if value == 1.0)
     return {m[2] or m[3]: m[1] or m[4] for m in found if m}
 
 

@@ -26,7 +26,7 @@ def config(**walls: Wall) -> dict[str, Any]:
 
 
 def is_probing(gateway: Gateway, subject: str) -> bool:
-    found = (name for name, value in gateway.metrics().items() if value == 1.0)
+    found = (name for name, value in gateway.metrics("gateway_target_state").items() if value == 1.0)
     return any(f'subject="{subject}"' in name and 'state="probing"' in name for name in found)
 
 

@@ -24,7 +24,7 @@ from tests.support.load import LoadResult, run_load
 from tests.support.operator import Operator, Ran
 from tests.support.wall import Wall, WallProcess, ok
 
-RATE = 200.0
+RATE = 100.0
 """Enough for requests and streams under way at every change; more is the benches' affair."""
 CONNECTIONS = 96
 STREAMED_EVERY = 10

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from extproc.core.health import Row, State, View
 from extproc.metrics import Metrics
 from extproc.settings import Address
 from tests.support import http1
@@ -49,3 +50,15 @@ def test_pages_are_made_one_at_a_time_so_that_scrapers_cannot_crowd_out_requests
     assert [200] * 3 == [page.status for page in pages]
     assert all(b"gateway_ready 1.0" in page.body for page in pages)
     assert not meeting.met
+
+
+def test_each_metric_of_the_page_can_be_asked_for_by_name() -> None:
+    row = Row("openai", View(State.HEALTHY, eligible=True), 0, None)
+    metrics = Metrics(lambda: [row], lambda: 0, lambda: True)
+    metrics.read("gateway_ledger_waiting", "Requests that wait to be written.", lambda: 3, counter=False)
+    samples = {sample.name for family in metrics.registry.collect() for sample in family.samples}
+    assert {"gateway_ready", "gateway_target_state", "gateway_ledger_waiting"} <= samples
+
+    for name in samples:
+        found = [s.name for family in metrics.registry.restricted_registry([name]).collect() for s in family.samples]
+        assert {name} == set(found), name
