@@ -7,7 +7,7 @@ WORKERS ?= 4
 # The tests start hundreds of processes: without bytecode each would compile all that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check run lint types unit e2e e2e-grpcio soak fuzz bandit audit imports protos lock dist clean bench bench-full
+.PHONY: demo test check collect packages run lint types unit e2e e2e-grpcio soak fuzz bandit audit imports protos lock dist clean bench bench-full
 
 demo: $(VENV)/.installed
 	$(BIN)/extproc demo
@@ -15,8 +15,16 @@ demo: $(VENV)/.installed
 # Every gate, and then every test in one run, so that no worker waits while another has something to do.
 STATIC := types lint imports bandit
 test: $(VENV)/.installed
-	+$(MAKE) --no-print-directory -j 2 --output-sync=target $(STATIC)
-	$(BIN)/python -m pytest -q $(FILES) -m "not soak"
+	+$(MAKE) --no-print-directory -j 2 --output-sync=target collect $(STATIC)
+	$(BIN)/python -m pytest -q $(FILES) -m "not packages and not soak"
+
+# Reads the tests, so that a broken one is told at once and not every worker has to compile them.
+collect: $(VENV)/.installed
+	$(BIN)/python -m pytest -q --collect-only > /dev/null
+
+# The only tests that ask the package index; .ci/run does, after the others.
+packages: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -m packages tests/e2e/test_packages.py
 
 # All but the tests that need Envoy, two gates at a time, the longest first.
 check: $(VENV)/.installed
@@ -39,7 +47,7 @@ unit: $(VENV)/.installed
 # gives them, so that no long one is left for the end; each process has its own ports. `e2e` names the folders that hold
 # such tests, as each process reads what it is given anew.
 FILES = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-E2E = $(FILES) -m "e2e and not soak" tests/e2e tests/contract
+E2E = $(FILES) -m "e2e and not packages and not soak" tests/e2e tests/contract
 e2e: $(VENV)/.installed
 	$(BIN)/python -m pytest -q $(E2E)
 

@@ -17,8 +17,8 @@ from tests.support.gateway import HURRY_S, Gateway, two_providers
 from tests.support.wall import Wall
 
 FIRST = (
-    *("test_packages", "test_telemetry", "test_choosing", "test_compose"),
-    *("test_publish", "test_fleet", "test_docs", "test_failure_semantics"),
+    *("test_telemetry", "test_choosing", "test_compose", "test_publish"),
+    *("test_fleet", "test_docs", "test_failure_semantics"),
     *("test_operations_doc", "test_failover", "test_load", "test_hostile_callers", "test_errors", "test_stream_breaks"),
     *("test_survival", "test_recovery", "test_up", "test_extproc_death", "test_lifecycle", "test_timers"),
 )

@@ -16,6 +16,8 @@ import pytest
 
 from extproc import __version__
 
+pytestmark = pytest.mark.packages
+
 ROOT = Path(__file__).resolve().parents[2]
 _LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".gateway", ".*_cache", ".hypothesis", "*.egg-info", "dist", "build"
