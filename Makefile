@@ -20,7 +20,7 @@ test: $(VENV)/.installed
 
 # Reads the tests, so that a broken one is told at once and not every worker has to compile them.
 collect: $(VENV)/.installed
-	$(BIN)/python -m pytest -q --collect-only > /dev/null
+	$(BIN)/python -m pytest -qq --collect-only > $(VENV)/collected.txt || { cat $(VENV)/collected.txt; exit 1; }
 
 # The only tests that ask the package index; .ci/run does, after the others.
 packages: $(VENV)/.installed

@@ -27,7 +27,7 @@ from tests.support.wall import Wall, WallProcess, ok
 RATE = 100.0
 """Enough for requests and streams under way at every change; more is the benches' affair."""
 CONNECTIONS = 96
-STREAMED_EVERY = 10
+STREAMED_EVERY = 5
 STREAM_EVENTS = 6
 LONG_EVENTS, LONG_THROUGH = 2000, 12
 ACTS = 20
