@@ -58,7 +58,6 @@ log = logging.getLogger(__name__)
 TICK_S = 0.25
 HEALTH_SAVE_S = 2.0
 STOP_GRACE_S = 2.0
-GC_THRESHOLDS = (10_000, 20, 50)
 SWITCH_INTERVAL_S = 0.0005
 """How long another thread (ledger, metrics page, keys) may keep the interpreter from the requests: a tenth of Python's
 own default, which the event loop would pay at each of a request's messages."""
@@ -143,7 +142,6 @@ class _Serve:
         # What is there now stays, so the collector need not look at it again while requests come and go.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
         try:
             async with asyncio.TaskGroup() as tasks:
                 background = [

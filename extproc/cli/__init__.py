@@ -19,9 +19,9 @@ from extproc.cli import demo, doctor, init, render, serve, up
 from extproc.settings import StartError
 
 _VERBS = (up, serve, render, demo, init, doctor)
-_GC_THRESHOLD = 10_000
-"""Objects between two searches for garbage, where Python's own 700 would have a start search what it imports again and
-again, a twentieth of its time."""
+_GC_THRESHOLDS = (10_000, 20, 50)
+"""How seldom garbage is searched, while requests come and go too: with Python's own 700 a start would search what it
+imports again and again, a twentieth of its time."""
 _EXAMPLES = """\
 examples:
   extproc init
@@ -35,7 +35,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
-    gc.set_threshold(_GC_THRESHOLD)
+    gc.set_threshold(*_GC_THRESHOLDS)
     environ = dict(os.environ)
     options = build_parser(environ).parse_args(argv)
     # After the parser: --help and --version need not wait for the config model.
