@@ -20,10 +20,10 @@ from extproc.children import envoy_argv, first_serve, serve_argv, serve_environ
 from extproc.data_dir import DataDir
 from extproc.envoy_binary import envoy_environ
 from extproc.handover import Claimed
-from extproc.preflight import claim_port
 from extproc.restart import Backoff
 from extproc.settings import Address, AdminListen, StartError, UpSettings
 from extproc.supervisor import Supervisor
+from tests.support.ports import free_port
 
 Act = Callable[[Supervisor], Coroutine[Any, Any, None]]
 
@@ -94,8 +94,7 @@ class World:
         self.data_dir = DataDir(root)
         self.data_dir.create()
         self.calls = root / "calls"
-        self.listen = claim_port(Address("127.0.0.1", 0), "--listen")
-        self.metrics = claim_port(Address("127.0.0.1", 0), "--metrics-listen")
+        self.listen, self.metrics = (Address("127.0.0.1", free_port()) for _ in range(2))
         self.questions = root / "questions"
         services = (self.data_dir.bootstrap, self.data_dir.extproc_socket)
         serve_args = (*services, self.metrics.port, self.questions, *accepted)
