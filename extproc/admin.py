@@ -95,7 +95,7 @@ class AdminService:
             pid=os.getpid(),
             digest=active.snapshot.digest if active else "",
             missing_keys=sorted(active.missing_keys) if active else [],
-            requests_open=len(self._gateway.records),
+            requests_open=len(self._gateway.requests.by_id),
             ledger=ledger,
             **asdict(status),
         )
@@ -186,7 +186,7 @@ class AdminService:
         await asyncio.to_thread(self._ledger.flush, FLUSH_WAIT_S)
 
     def _open(self, request_id: str) -> Story | None:
-        record = self._gateway.records.get(request_id)
+        record = self._gateway.requests.by_id.get(request_id)
         if record is None:
             return None
         snapshot = self._gateway.snapshot(record.state.version)

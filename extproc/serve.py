@@ -97,12 +97,12 @@ class _Serve:
         self._health = HealthEngine(self._draw)
         self._metrics = Metrics(
             lambda: health_rows(self._gateway, wall_clock()),
-            lambda: len(self._gateway.records),
+            lambda: len(self._gateway.requests.by_id),
             lambda: self._gateway.accepted,
         )
         self._gateway = Gateway(self._health, self._draw, self._on_transition)
         self._ledger = Ledger(data_dir.requests_db, wall_clock)
-        self._gateway.observer = Telemetry(self._metrics, self._ledger, self._gateway.snapshot)
+        self._gateway.requests.observer = Telemetry(self._metrics, self._ledger, self._gateway.snapshot)
         publish_readings(self._metrics, self._gateway, self._ledger)
         self._started_at, self._applied_at = wall_clock(), 0.0
         self._health_changed = False
@@ -252,7 +252,7 @@ class _Serve:
             now = wall_clock()
             for transition in self._health.elapse(now):
                 self._on_transition(transition)
-            self._gateway.sweep(now)
+            self._gateway.requests.sweep(now)
             if self._health_changed or now - saved >= HEALTH_SAVE_S:
                 self._health_changed, saved = False, now
                 await self._save_health()

@@ -62,7 +62,7 @@ def after_failure(
     gateway: Gateway, case: Case, failure: Failure, error: FirstError | None, now: float
 ) -> GoOn | Respond:
     """Charge a failure and say what follows; `error` is what the provider answered, None when that has no meaning."""
-    gateway.attempt_failed(case.state, failure, now)
+    gateway.requests.attempt_failed(case.state, failure, now)
     first = case.state.first_error or error
     state, policy = case.state, case.policy
     decision = next_step(
@@ -74,7 +74,7 @@ def after_failure(
         lambda: gateway.may_pile_on(case.active, now),
     )
     if decision.verb is Verb.SAME:
-        gateway.decided(state, state.attempt, f"{decision.verb} in {decision.wait_s:.3g} s: {decision.reason}")
+        gateway.requests.decided(state, state.attempt, f"{decision.verb} in {decision.wait_s:.3g} s: {decision.reason}")
         # The extra try takes a place of its own, so the plan's last one may no longer be among the attempts.
         tail = (case.step, *state.plan[state.attempt : policy.attempts - 1])
         return GoOn(state.failed(failure.error_class, first, tail), True, decision.wait_s)
@@ -82,11 +82,11 @@ def after_failure(
         context = decision.verb is Verb.CONTEXT
         rest = gateway.rest(state, case.active, now, context=context or state.context)
         if rest:
-            gateway.decided(state, state.attempt, f"{decision.verb}: {decision.reason}, {rest[0].key}")
+            gateway.requests.decided(state, state.attempt, f"{decision.verb}: {decision.reason}, {rest[0].key}")
             following = state.failed(failure.error_class, first, rest, context)
             return GoOn(following, following.plan != state.plan)
     stopped = decision.reason if decision.verb is Verb.STOP else "no target is left"
-    gateway.decided(state, state.attempt, f"{Verb.STOP}: {stopped}")
+    gateway.requests.decided(state, state.attempt, f"{Verb.STOP}: {stopped}")
     return _give_up(gateway, case, failure, error if failure.error_class in CALLERS_OWN else first, now)
 
 

@@ -92,7 +92,7 @@ class AttemptExchange:
         """Note what followed an attempt that Envoy gave up by itself."""
         step = state.step(state.attempt)
         what = f"next: Envoy gave it up, {step.key}" if refusal is None and step is not None else f"stop: {refusal}"
-        self._gateway.decided(state, state.attempt - 1, what)
+        self._gateway.requests.decided(state, state.attempt - 1, what)
 
     def _classes(self, state: RequestState, policy: Policy, attempt: int, now: float) -> tuple[str, ...]:
         """Complete the failed classes: an attempt that nobody judged was silent or never connected."""
@@ -131,7 +131,7 @@ class AttemptExchange:
         parsed = parse_request_body(raw)
         if isinstance(parsed, GatewayError):
             raise TypeError("the body of a later attempt no longer parses")
-        self._gateway.open_attempt(state, now)
+        self._gateway.requests.open_attempt(state, now)
         return self._end(SendAttempt(state, step.path, parsed.with_model(step.model)))
 
     def _end(self, action: Action) -> list[Action]:

@@ -70,30 +70,30 @@ _BLAMELESS_FLAGS = ABORT_FLAGS | {"upstream_overflow"}
 
 def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
     """Settle the next unsettled attempt of a request by Envoy's account of it."""
-    record = gateway.records.get(event.request_id)
+    record = gateway.requests.by_id.get(event.request_id)
     if record is None:
         return
     record.logged += 1
     attempt = _match(record, event)
     if attempt is not None:
         _settle(gateway, record, attempt, event, now)
-    gateway.close_if_done(event.request_id, now)
+    gateway.requests.close_if_done(event.request_id, now)
 
 
 def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     """Take note that a request ended and of how many attempts Envoy made for it."""
-    gateway.observer.request_logged(event)
+    gateway.requests.observer.request_logged(event)
     if event.flags and event.request_id:
-        gateway.left(event.request_id)
-    record = gateway.records.get(event.request_id)
+        gateway.requests.left(event.request_id)
+    record = gateway.requests.by_id.get(event.request_id)
     if record is None:
-        gateway.observer.request_closed(None, event, gateway.refused.pop(event.request_id, None), now)
+        gateway.requests.observer.request_closed(None, event, gateway.requests.refused.pop(event.request_id, None), now)
         return
     record.request = event
-    gateway.ended(record)
+    gateway.requests.ended(record)
     if event.address_denied:
         _address_denied(gateway, record, now)
-    gateway.reported(record, _entries_due(gateway, record, event, now), now)
+    gateway.requests.reported(record, _entries_due(gateway, record, event, now), now)
 
 
 def _entries_due(gateway: Gateway, record: RequestRecord, event: RequestLogged, now: float) -> int:
@@ -117,7 +117,7 @@ def _settle(gateway: Gateway, record: RequestRecord, attempt: AttemptRecord, eve
     if attempt.settled or not (event.status or event.flags):
         return
     verdict = _verdict(attempt, event, _first_token_s(gateway, record, attempt))
-    gateway.settle(attempt, record.state, verdict, now)
+    gateway.requests.settle(attempt, record.state, verdict, now)
     if isinstance(verdict, Success):
         gateway.served(record, attempt, now)
         _pace(gateway, record, attempt, event, now)
@@ -130,7 +130,7 @@ def _address_denied(gateway: Gateway, record: RequestRecord, now: float) -> None
         return
     retry_at = now + gateway.policy_of(record.state, active).cooldown.max_s
     failure = Failure(ErrorClass.CONNECTION, retry_at=retry_at, evidence=("address=denied",))
-    gateway.settle(record.attempts[-1], record.state, failure, now)
+    gateway.requests.settle(record.attempts[-1], record.state, failure, now)
 
 
 def _match(record: RequestRecord, event: AttemptLogged) -> AttemptRecord | None:

@@ -1,41 +1,28 @@
-"""The state that all exchanges of one process share: the active version, health, and the requests under way.
+"""The state that all exchanges of one process share: the active version, health, and what plans are made from.
 
-Owns: which snapshot a request gets, plans made from live health, and the charging of each attempt exactly once (by
-the judge when the attempt was answered, by the access log when it was silent or good). Leaves message shapes to
-`wire` and time to the caller. Invariant: what is remembered of requests is bounded in number, time and size, whatever
-Envoy's log fails to tell. Not thread-safe: one event loop.
+Owns: which snapshot a request gets, plans made from live health, and orders about health. Leaves message shapes to
+`wire`, time to the caller, and the requests under way to `open_requests`. Not thread-safe: one event loop.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from extproc.config.snapshot import Policy, Provider, ResolvedModel, Snapshot, TargetKey
+from extproc.config.snapshot import Cooldown, Policy, Provider, ResolvedModel, Snapshot, TargetKey
 from extproc.core.affinity import AffinityTable
 from extproc.core.budget import RetryBudget
 from extproc.core.endpoints import ENDPOINTS, upstream_path
-from extproc.core.health import HEALTHY, HealthEngine, Subject, Success, Transition, View
+from extproc.core.health import HEALTHY, HealthEngine, Subject, Transition, View
 from extproc.core.in_flight import InFlight
 from extproc.core.limits import ClientLimits
-from extproc.core.outcome import Failure, RouteMode
+from extproc.core.open_requests import OpenRequests
+from extproc.core.outcome import RouteMode
 from extproc.core.plan import AT_LIMIT, Plan, Planned, plan_request, plan_rest
-from extproc.core.records import AttemptRecord, Evidence, Nobody, Observer, RequestRecord
+from extproc.core.records import AttemptRecord, Evidence, RequestRecord
 from extproc.core.request_state import PlanStep, RequestState
 
-if TYPE_CHECKING:
-    pass
-
-RECORD_LIMIT = 100_000
-REFUSED_LIMIT = 10_000
-GONE_LIMIT = 10_000
-RECORD_MAX_AGE_S = 3600.0 * 2
-REPORT_GRACE_S = 10.0
-"""How long after a request's own log entry those of its attempts may still come."""
-COUNTED_MAX_AGE_S = 600.0
-"""How long after its request arrived an attempt counts as under way: its entry in Envoy's log may be lost."""
 FULL = View.ineligible(AT_LIMIT)
 KEPT_VERSIONS = 16
 
@@ -64,18 +51,13 @@ class Gateway:
     ) -> None:
         self.health = health
         self.draw = draw
-        self.records: OrderedDict[str, RequestRecord] = OrderedDict()
-        self._reported: deque[tuple[float, str]] = deque()
         self.budget = RetryBudget()
         self.budget_denied = 0
         self.limits = ClientLimits()
         self.in_flight = InFlight()
+        self.requests = OpenRequests(health, self.limits, self.in_flight, self._cooldown_of, on_transition)
         self.affinity = AffinityTable()
         self.unexpected_messages = 0
-        self.observer: Observer = Nobody()
-        self.refused: OrderedDict[str, Evidence] = OrderedDict()
-        self._gone: OrderedDict[str, None] = OrderedDict()
-        """Requests that ended before their time: an exchange of theirs may still be on its way to us."""
         self.accepted = False
         """Whether Envoy has accepted the active version; `/readyz` says so."""
         self._on_transition = on_transition
@@ -83,7 +65,7 @@ class Gateway:
         self._versions: OrderedDict[int, Active] = OrderedDict()
         self._tickets: dict[str, int] = {}
 
-    # -- versions ------------------------------------------------------------------------------------------------
+    # -- versions --------------------------------------------------------------------------------------------------
 
     @property
     def active(self) -> Active | None:
@@ -107,6 +89,10 @@ class Gateway:
         requested = active.snapshot.resolve(state.model)
         return policies[requested.entry.policy if requested else "default"]
 
+    def _cooldown_of(self, state: RequestState) -> Cooldown | None:
+        active = self.version(state.version)
+        return None if active is None else self.policy_of(state, active).cooldown
+
     def version(self, number: int) -> Active | None:
         """Return the version a request is pinned to, or the active one when it is long gone."""
         return self._versions.get(number, self._active)
@@ -116,7 +102,7 @@ class Gateway:
         found = self._versions.get(number)
         return None if found is None else found.snapshot
 
-    # -- planning ------------------------------------------------------------------------------------------------
+    # -- planning --------------------------------------------------------------------------------------------------
 
     def view(self, active: Active, now: float) -> Callable[[TargetKey], View]:
         """Return how health looks at each target right now, missing keys included."""
@@ -242,60 +228,7 @@ class Gateway:
             return planned
         return tuple(p for p in planned if p.key.provider not in accounts)
 
-    # -- attempts ------------------------------------------------------------------------------------------------
-
-    def open_request(
-        self, state: RequestState, now: float, session: bytes | None = None, evidence: Evidence | None = None
-    ) -> None:
-        """Remember a request whose first attempt is about to start."""
-        self.budget.request(now)
-        if state.id in self._gone:
-            return
-        record = RequestRecord(state, session, evidence=evidence, first_plan=state.plan, counted=True)
-        self._remember(record, now)
-        self.limits.begin(state.client)
-        self.open_attempt(state, now)
-
-    def _remember(self, record: RequestRecord, now: float) -> RequestRecord:
-        while len(self.records) >= RECORD_LIMIT:
-            self._forget(next(iter(self.records)), now)
-        if (earlier := self.records.get(record.state.id)) is not None:
-            self.ended(earlier)
-        self.records[record.state.id] = record
-        return record
-
-    def refuse(self, request_id: str, evidence: Evidence) -> None:
-        """Remember why a request had no plan until Envoy's log closes it."""
-        while len(self.refused) >= REFUSED_LIMIT:
-            self.refused.popitem(last=False)
-        self.refused[request_id] = evidence
-
-    def open_attempt(self, state: RequestState, now: float) -> None:
-        """Remember that the state's present attempt starts now."""
-        record = self.records.get(state.id)
-        if record is None:
-            if state.id in self._gone:
-                return
-            record = self._remember(RequestRecord(state, first=state.attempt), now)
-        # The first error may be 64 KiB long, and metadata carries it.
-        record.state = state if state.first_error is None else replace(state, first_error=None)
-        step = state.step(state.attempt)
-        if step is not None:
-            record.attempts.append(AttemptRecord(step, self.health.begin(step.key, now), counted=True, started=now))
-            self.in_flight.begin(step.provider)
-
-    def attempt_held(self, state: RequestState, *, held: bool, first_token_s: float | None = None) -> None:
-        """Remember whether the present attempt's answer is held back, and when its first output came."""
-        attempt = _attempt(self.records.get(state.id), state.attempt)
-        if attempt is not None:
-            attempt.held = held
-            attempt.first_token_s = first_token_s
-
-    def decided(self, state: RequestState, attempt: int, what: str) -> None:
-        """Remember what was decided after an attempt failed."""
-        failed = _attempt(self.records.get(state.id), attempt)
-        if failed is not None:
-            failed.next = what
+    # -- health and sessions ---------------------------------------------------------------------------------------
 
     def served(self, record: RequestRecord, attempt: AttemptRecord, now: float) -> None:
         """Bind the request's session to the target that served it."""
@@ -306,41 +239,6 @@ class Gateway:
         affinity = requested.entry.affinity if requested else None
         if affinity is not None:
             self.affinity.bind(record.session, attempt.step.key, now + affinity.ttl_s)
-
-    def attempt_failed(self, state: RequestState, failure: Failure, now: float) -> None:
-        """Charge the present attempt, which was answered and understood."""
-        record = self.records.get(state.id)
-        attempt = _attempt(record, state.attempt)
-        step = state.step(state.attempt)
-        if attempt is None and step is not None and state.id not in self._gone:
-            # Another process began it, or this one restarted since: the failure counts all the same.
-            attempt = AttemptRecord(step, self.health.begin(step.key, now), started=state.started)
-        if attempt is not None and not attempt.settled:
-            self.settle(attempt, state, failure, now)
-
-    def settle(
-        self, attempt: AttemptRecord, state: RequestState, verdict: Failure | Success | None, now: float
-    ) -> None:
-        """Give an attempt its one verdict; None leaves health as it was."""
-        if attempt.settled:
-            return
-        attempt.settled = True
-        self._uncount(attempt)
-        attempt.good = isinstance(verdict, Success)
-        if isinstance(verdict, Failure):
-            attempt.failure = verdict
-        self.observer.attempt_settled(attempt, state)
-        active = self.version(state.version)
-        if active is None:
-            return
-        policy = self.policy_of(state, active)
-        for transition in self.health.end(attempt.permit, verdict, now, policy.cooldown):
-            self._on_transition(transition)
-
-    def _uncount(self, attempt: AttemptRecord) -> None:
-        if attempt.counted:
-            attempt.counted = False
-            self.in_flight.end(attempt.step.provider)
 
     def pace(self, key: TargetKey, until: float, now: float) -> None:
         """Keep a target out until its provider's allowance is whole again."""
@@ -383,56 +281,3 @@ class Gateway:
         plan = plan_request(active.snapshot, requested, protocol, lambda key: View.healthy(), 0)
         at = self.health.recovery_time([p.key for p in plan.planned], now)
         return None if at is None else max(0.0, at - now)
-
-    # -- the end of a request ------------------------------------------------------------------------------------
-
-    def left(self, request_id: str) -> None:
-        """Remember that Envoy ended a request early: nobody will report what a late message of it might begin."""
-        while len(self._gone) >= GONE_LIMIT:
-            self._gone.popitem(last=False)
-        self._gone[request_id] = None
-
-    def reported(self, record: RequestRecord, entries_due: int, now: float) -> None:
-        """Take note that Envoy reported a request's end, and how many entries it writes for the attempts of it."""
-        record.expected = entries_due
-        self._reported.append((now, record.state.id))
-        self.close_if_done(record.state.id, now)
-
-    def ended(self, record: RequestRecord) -> None:
-        """Count a request no longer as one of its client's; Envoy may report its attempts later."""
-        if record.counted:
-            record.counted = False
-            self.limits.end(record.state.client)
-
-    def close_if_done(self, request_id: str, now: float) -> None:
-        """Forget a request once Envoy reported it and each of its attempts that has an entry of its own."""
-        record = self.records.get(request_id)
-        if record is not None and record.expected is not None and record.logged >= record.expected:
-            self._forget(request_id, now)
-
-    def sweep(self, now: float) -> None:
-        """Forget requests whose end, or an attempt of which, was never reported; stop counting old attempts."""
-        while self._reported and now - self._reported[0][0] > REPORT_GRACE_S:
-            self._forget(self._reported.popleft()[1], now)
-        for request_id, record in list(self.records.items()):
-            age_s = now - record.state.arrived
-            if age_s <= COUNTED_MAX_AGE_S:
-                break
-            for attempt in record.attempts:
-                self._uncount(attempt)
-            if age_s > RECORD_MAX_AGE_S:
-                self._forget(request_id, now)
-
-    def _forget(self, request_id: str, now: float) -> None:
-        record = self.records.pop(request_id, None)
-        if record is None:
-            return
-        self.ended(record)
-        for attempt in record.attempts:
-            self.settle(attempt, record.state, None, now)
-        self.observer.request_closed(record, record.request, None, now)
-
-
-def _attempt(record: RequestRecord | None, number: int) -> AttemptRecord | None:
-    index = -1 if record is None else number - record.first
-    return record.attempts[index] if record is not None and 0 <= index < len(record.attempts) else None

@@ -151,7 +151,7 @@ class JudgeExchange:
             return self._failed(case, _bad("html"), now)
         if content_type != EVENT_STREAM or case.state.kind is not Kind.STREAM:
             self._phase = Phase.WANT_BYTES
-            self._gateway.attempt_held(case.state, held=True)
+            self._gateway.requests.attempt_held(case.state, held=True)
             return []
         if _is_encoded(event):
             return self._failed(case, _bad("encoded"), now)
@@ -161,7 +161,7 @@ class JudgeExchange:
         if guard == "off":
             return self._release(now)
         self._phase = Phase.GUARDING
-        self._gateway.attempt_held(case.state, held=True)
+        self._gateway.requests.attempt_held(case.state, held=True)
         return self._guard_timer(case, now)
 
     def _on_body(self, event: ResponseBody, now: float) -> list[Action]:
@@ -187,7 +187,7 @@ class JudgeExchange:
 
     def _first_bytes(self, case: Case, event: ResponseBody, now: float) -> list[Action]:
         if event.chunk:
-            self._gateway.attempt_held(case.state, held=False)
+            self._gateway.requests.attempt_held(case.state, held=False)
             self._phase = Phase.RELEASED
             return [self._headers(), self._piece(event.chunk, event.end_of_stream), *self._idle_timer()]
         return self._failed(case, _bad("empty"), now) if event.end_of_stream else []
@@ -245,7 +245,7 @@ class JudgeExchange:
 
     def _show(self, case: Case, stream: WatchedStream, now: float) -> list[Action]:
         """Release what was held: headers, then the pieces as they came."""
-        self._gateway.attempt_held(case.state, held=False, first_token_s=now - case.state.started)
+        self._gateway.requests.attempt_held(case.state, held=False, first_token_s=now - case.state.started)
         self._phase = Phase.RELEASED
         pieces = stream.take_held()
         last = len(pieces) - 1
@@ -268,7 +268,7 @@ class JudgeExchange:
                 return self._break(self._case, ErrorClass.STREAM_CUT, now, event.chunk)
             if event.end_of_stream and self._stream.ended_with_error:
                 # The caller sees the provider's own error event; the target is charged all the same.
-                self._gateway.attempt_failed(
+                self._gateway.requests.attempt_failed(
                     self._case.state, Failure(ErrorClass.STREAM_CUT, evidence=("error event",)), now
                 )
                 last = replace(self._piece(event.chunk, True), classes=_classes(self._case, ErrorClass.STREAM_CUT))
@@ -290,7 +290,7 @@ class JudgeExchange:
     def _break(self, case: Case, error_class: ErrorClass, now: float, chunk: bytes = b"") -> list[Action]:
         """End a released stream so that the caller cannot take it for a whole one."""
         self._phase = Phase.DONE
-        self._gateway.attempt_failed(case.state, Failure(error_class, evidence=("after release",)), now)
+        self._gateway.requests.attempt_failed(case.state, Failure(error_class, evidence=("after release",)), now)
         if self._cut is not None:
             chunk = self._cut.feed(chunk, end=True)
         # The piece tells the access log, too; before any piece came Envoy would not take one.

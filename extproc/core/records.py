@@ -1,6 +1,6 @@
 """What this process remembers of a request under way, and who is told when it ends.
 
-Values and one interface; `gateway.py` makes, charges and forgets them.
+Values and one interface; `open_requests.py` makes, charges and forgets them.
 """
 
 from __future__ import annotations

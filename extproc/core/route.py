@@ -173,7 +173,8 @@ class RouteExchange:
         if isinstance(plan, GatewayError):
             return self._refuse(plan)
         state, body = self._route(active, endpoint, requested, parsed, plan, ticket, now)
-        self._gateway.open_request(state, now, session, self._evidence)
+        self._gateway.budget.request(now)
+        self._gateway.requests.open(state, now, session, self._evidence)
         self._state = _State.DONE
         policy = active.snapshot.policies[state.policy]
         return [RouteTo(state, policy.attempts, state.plan[0].path, body), Close()]
@@ -243,7 +244,7 @@ class RouteExchange:
     def _refuse(self, error: GatewayError) -> list[Action]:
         protocol: Protocol = self._endpoint.protocol if self._endpoint else "openai"
         if self._evidence is not None:
-            self._gateway.refuse(self._headers.get("x-request-id", ""), self._evidence)
+            self._gateway.requests.refuse(self._headers.get("x-request-id", ""), self._evidence)
         return self._respond(error.status, error.body(protocol), error.headers, self._note(error))
 
     def _note(self, error: GatewayError) -> dict[str, str]:

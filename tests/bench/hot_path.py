@@ -113,7 +113,7 @@ class Scene:
         self.stories = _Stories()
         self._metrics = Metrics(lambda: (), lambda: 0, lambda: True)
         self._metrics.bound_by(snapshot)
-        self.gateway.observer = Telemetry(self._metrics, self.stories, self.gateway.snapshot)
+        self.gateway.requests.observer = Telemetry(self._metrics, self.stories, self.gateway.snapshot)
         service = ext_proc_service(self._exchange, time.monotonic, self._fault)
         self._server = FastServer("unix:unused", {METHOD_PATH: service}, time.monotonic, 1 << 28)
         self._block = Encoder().encode(
@@ -178,7 +178,7 @@ class Scene:
         requests = als_pb2.StreamAccessLogsMessage()
         requests.identifier.log_name = names.LOG_REQUESTS
         for number in range(first, first + n):
-            state = self.gateway.records[request_id(number)].state
+            state = self.gateway.requests.by_id[request_id(number)].state
             entry = requests.http_logs.log_entry.add()
             common = entry.common_properties
             # What the route answer wrote, and what Envoy read from the provider's.
@@ -262,7 +262,7 @@ async def _measured(scene: Scene, n: int, profile: cProfile.Profile | None) -> d
         if profile is not None:
             profile.disable()
         scene.stories.clear()
-    if scene.gateway.records:
+    if scene.gateway.requests.by_id:
         raise AssertionError("requests were not closed")
     peer.close()
     return {stage: statistics.median(seconds) / batch * 1e6 for stage, seconds in spent.items()}

@@ -58,11 +58,11 @@ class Scene:
         pairs = [(provider, policy) for provider in self.snapshot.providers for policy in self.snapshot.policies]
         self.gateway.activate(Active(self.snapshot, {pair: f"{pair[0]}-cluster" for pair in pairs}))
         self.metrics = Metrics(
-            lambda: list(self.gateway.health.states(NOW)), lambda: len(self.gateway.records), lambda: True
+            lambda: list(self.gateway.health.states(NOW)), lambda: len(self.gateway.requests.by_id), lambda: True
         )
         self.metrics.bound_by(self.snapshot)
         self.stories: list[Story] = []
-        self.gateway.observer = Telemetry(self.metrics, self, self.gateway.snapshot)
+        self.gateway.requests.observer = Telemetry(self.metrics, self, self.gateway.snapshot)
 
     def add(self, story: Story) -> None:
         """Be the ledger."""

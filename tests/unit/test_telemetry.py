@@ -48,8 +48,8 @@ def test_the_order_of_envoys_reports_does_not_matter(scene: Scene) -> None:
 
 def test_an_attempt_counts_once_by_its_verdict(scene: Scene) -> None:
     state = scene.begin("r")
-    scene.gateway.attempt_failed(state, Failure(ErrorClass.OVERLOADED, 503), NOW)
-    scene.gateway.attempt_failed(state, Failure(ErrorClass.TIMEOUT), NOW)
+    scene.gateway.requests.attempt_failed(state, Failure(ErrorClass.OVERLOADED, 503), NOW)
+    scene.gateway.requests.attempt_failed(state, Failure(ErrorClass.TIMEOUT), NOW)
     scene.attempt_ends("r", "first-cluster", 503)
     scene.request_ends("r", 503, told={"model": "big", "route_mode": "none", "attempts": "1"})
     assert 1.0 == scene.metric("gateway_attempts_total", provider="first", model="big-1", **{"class": "overloaded"})
@@ -120,8 +120,8 @@ def test_a_caller_who_left_is_counted(scene: Scene) -> None:
 
 def test_a_move_says_from_where_to_where_and_why(scene: Scene) -> None:
     state = scene.begin("r")
-    scene.gateway.attempt_failed(state, Failure(ErrorClass.OVERLOADED, 503), NOW)
-    scene.gateway.open_attempt(state.opened(2, NOW + 0.5, ("overloaded",)), NOW + 0.5)
+    scene.gateway.requests.attempt_failed(state, Failure(ErrorClass.OVERLOADED, 503), NOW)
+    scene.gateway.requests.open_attempt(state.opened(2, NOW + 0.5, ("overloaded",)), NOW + 0.5)
     scene.attempt_ends("r", "first-cluster", 503)
     scene.attempt_ends("r", "second-cluster")
     scene.request_ends("r", attempts=2, told=served(SECOND, mode="provider_failover"))

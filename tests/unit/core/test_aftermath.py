@@ -66,7 +66,7 @@ def ends(
 def begun(made: Gateway, state: RequestState, now: float = LATER) -> RequestState:
     """Let Envoy begin the attempt that follows."""
     opened = state.opened(state.attempt + 1, now, state.classes)
-    made.open_attempt(opened, now)
+    made.requests.open_attempt(opened, now)
     return opened
 
 
@@ -300,7 +300,7 @@ class TestTheCharge:
         made = gateway(config(BIG))
         state = routed(made)
         after(made, state, SERVER_ERROR)
-        (attempt,) = made.records[state.id].attempts
+        (attempt,) = made.requests.by_id[state.id].attempts
         assert (True, SERVER_ERROR) == (attempt.settled, attempt.failure)
 
     def test_of_the_caller_s_own_fault_is_nobody_s(self) -> None:

@@ -89,7 +89,7 @@ class TestAnAttemptThatIsSent:
             << Some(SendAttempt)
             << Close()
         )
-        record = made.records[REQUEST_ID]
+        record = made.requests.by_id[REQUEST_ID]
         assert ([A, B], 2) == ([one.step.key for one in record.attempts], record.state.attempt)
 
     def test_may_have_been_routed_by_another_process(self) -> None:
@@ -116,7 +116,7 @@ class TestTheClassOfASilentAttempt:
         book = conversation(made, later_s=silent_s) >> attempt(routed(made)) << PASSED
         sent = book >> RequestBody(b'{"model":"m-a"}')
         assert sent << Some(SendAttempt) << Close()
-        assert expected == made.records[REQUEST_ID].state.classes
+        assert expected == made.requests.by_id[REQUEST_ID].state.classes
 
     @pytest.mark.parametrize(
         ("elapsed_s", "expected"),
@@ -139,7 +139,7 @@ class TestTheClassOfASilentAttempt:
             << Some(SendAttempt)
             << Close()
         )
-        assert ("rate_limited",) == made.records[REQUEST_ID].state.classes
+        assert ("rate_limited",) == made.requests.by_id[REQUEST_ID].state.classes
 
     @pytest.mark.parametrize(
         ("kind", "guard", "expected_s"),
@@ -239,7 +239,7 @@ class TestAnAttemptThatIsRefused:
     def test_leaves_health_as_it_was(self) -> None:
         made = gateway(config({"big": chain(A)}))
         assert conversation(made, CLUSTER_END) >> attempt(routed(made)) << Some(Respond) << Close()
-        assert 1 == len(made.records[REQUEST_ID].attempts)
+        assert 1 == len(made.requests.by_id[REQUEST_ID].attempts)
 
     def test_tells_the_log_what_happened(self) -> None:
         made = gateway(config({"big": chain(A)}))

@@ -33,7 +33,7 @@ def ended(status: int = 200, attempts: int = 1, last: AttemptLogged | None = Non
 def reason_after(event: AttemptLogged, *, held: bool = False) -> str | None:
     """Return why the first target is out of service after an entry, None when it is not."""
     made = gateway(config(BIG, ONE_STRIKE))
-    made.attempt_held(routed(made), held=held)
+    made.requests.attempt_held(routed(made), held=held)
     attempt_logged(made, event, NOW + 1)
     view = made.health.view(A, NOW + 1)
     return None if view.eligible else view.reason
@@ -42,9 +42,9 @@ def reason_after(event: AttemptLogged, *, held: bool = False) -> str | None:
 def failed_over(made: Gateway) -> RequestState:
     """Let the first attempt fail with an answer and the second begin."""
     state = routed(made)
-    made.attempt_failed(state, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 0.5)
+    made.requests.attempt_failed(state, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 0.5)
     second = state.failed(ErrorClass.RATE_LIMITED, None).opened(2, NOW + 0.6, ("rate_limited",))
-    made.open_attempt(second, NOW + 0.6)
+    made.requests.open_attempt(second, NOW + 0.6)
     return second
 
 
@@ -122,7 +122,7 @@ class TestMatching:
         made = gateway(config(BIG))
         attempt_logged(made, logged(), NOW)
         request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), NOW)
-        assert {} == dict(made.records)
+        assert {} == dict(made.requests.by_id)
 
     @pytest.mark.parametrize("attempt_first", [False, True])
     def test_takes_out_an_account_whose_address_was_refused_whichever_entry_comes_first(
@@ -137,12 +137,12 @@ class TestMatching:
             attempt_logged(made, logged(), NOW + 1)
         view = made.health.view(A, NOW + 1)
         assert (False, "connection", NOW + 101) == (view.eligible, view.reason, view.until)
-        assert {} == made.records
+        assert {} == made.requests.by_id
 
     def test_charges_an_attempt_once(self) -> None:
         made = gateway(config(BIG, {"cooldown": {"consecutive": 2}}))
         state = routed(made)
-        made.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
+        made.requests.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
         attempt_logged(made, logged("upstream_remote_reset", status=500), NOW + 1)
         assert made.health.view(A, NOW + 1).eligible
 
@@ -156,7 +156,7 @@ class TestARequestOfAProcessThatDied:
         state = routed(gateway(config(self.STRICT, ONE_STRIKE)))
         made = gateway(config(self.STRICT, ONE_STRIKE))
         second = state.failed("timeout", None).opened(2, NOW + 0.6, ("timeout",))
-        made.open_attempt(second, NOW + 0.6)
+        made.requests.open_attempt(second, NOW + 0.6)
         return made, second
 
     @pytest.mark.parametrize("also_the_first", [True, False])
@@ -170,13 +170,13 @@ class TestARequestOfAProcessThatDied:
 
     def test_charges_the_second_attempt_once(self) -> None:
         made, second = self.taken_over()
-        made.attempt_failed(second, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 1)
-        assert [True] == [attempt.settled for attempt in made.records[REQUEST_ID].attempts]
+        made.requests.attempt_failed(second, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 1)
+        assert [True] == [attempt.settled for attempt in made.requests.by_id[REQUEST_ID].attempts]
 
     def test_knows_whether_its_answer_is_held(self) -> None:
         made, second = self.taken_over()
-        made.attempt_held(second, held=True)
-        assert made.records[REQUEST_ID].attempts[0].held
+        made.requests.attempt_held(second, held=True)
+        assert made.requests.by_id[REQUEST_ID].attempts[0].held
 
 
 class TestALastAttemptWithoutAnEntryOfItsOwn:
@@ -184,7 +184,7 @@ class TestALastAttemptWithoutAnEntryOfItsOwn:
 
     def settled(self, made: Gateway, last: AttemptLogged, **more: Any) -> list[tuple[bool, str | None]]:
         """Let a request end and return what became of its attempts: whether good, and the class of a failure."""
-        attempts = made.records[REQUEST_ID].attempts
+        attempts = made.requests.by_id[REQUEST_ID].attempts
         request_logged(made, ended(last=last, **more), NOW + 1)
         assert all(attempt.settled for attempt in attempts)
         return [(a.good, a.failure.error_class.value if a.failure else None) for a in attempts]
@@ -193,13 +193,13 @@ class TestALastAttemptWithoutAnEntryOfItsOwn:
         made = gateway(config(BIG))
         routed(made)
         assert [(True, None)] == self.settled(made, self.GOOD)
-        assert {} == made.records
+        assert {} == made.requests.by_id
 
     def test_is_nobody_s_fault_when_the_caller_left(self) -> None:
         made = gateway(config(BIG, ONE_STRIKE))
         routed(made)
         assert [(False, None)] == self.settled(made, logged("downstream_remote_reset", status=200), status=200)
-        assert ({}, True) == (made.records, made.health.view(A, NOW + 1).eligible)
+        assert ({}, True) == (made.requests.by_id, made.health.view(A, NOW + 1).eligible)
 
     def test_follows_failed_ones_that_have_theirs(self) -> None:
         made = gateway(config(BIG))
@@ -207,7 +207,7 @@ class TestALastAttemptWithoutAnEntryOfItsOwn:
         attempt_logged(made, logged(status=429), NOW + 1)
         good = logged(status=200, first_byte_s=0.1, cluster="b-cluster")
         assert [(False, "rate_limited"), (True, None)] == self.settled(made, good, attempts=2)
-        assert {} == made.records
+        assert {} == made.requests.by_id
 
     def test_keeps_the_verdict_that_its_own_entry_gave_after_all(self) -> None:
         """An upstream connection can break after its answer was whole for the caller."""
@@ -221,14 +221,14 @@ class TestALastAttemptWithoutAnEntryOfItsOwn:
         made = gateway(config(BIG))
         routed(made)
         request_logged(made, ended(last=logged(status=200, cluster="b-cluster")), NOW + 1)
-        assert [False] == [attempt.settled for attempt in made.records[REQUEST_ID].attempts]
+        assert [False] == [attempt.settled for attempt in made.requests.by_id[REQUEST_ID].attempts]
 
     @pytest.mark.parametrize("error_class", [ErrorClass.STREAM_CUT, ErrorClass.STREAM_STALL])
     def test_was_ended_by_the_judge_amid_a_good_answer(self, error_class: ErrorClass) -> None:
         made = gateway(config(BIG))
-        made.attempt_failed(routed(made), Failure(error_class), NOW + 1)
+        made.requests.attempt_failed(routed(made), Failure(error_class), NOW + 1)
         request_logged(made, ended(), NOW + 1)
-        assert {} == made.records
+        assert {} == made.requests.by_id
 
 
 class TestARecord:
@@ -236,24 +236,24 @@ class TestARecord:
         made = gateway(config(BIG))
         routed(made)
         attempt_logged(made, logged("upstream_remote_reset"), NOW + 1)
-        kept = REQUEST_ID in made.records
+        kept = REQUEST_ID in made.requests.by_id
         request_logged(made, ended(502), NOW + 1)
-        assert (True, {}) == (kept, dict(made.records))
+        assert (True, {}) == (kept, dict(made.requests.by_id))
 
     def test_is_closed_by_a_failed_attempt_when_the_request_came_first(self) -> None:
         made = gateway(config(BIG))
         failed_over(made)
         good = logged(status=200, first_byte_s=0.1, cluster="b-cluster")
         request_logged(made, ended(attempts=2, last=good), NOW + 1)
-        kept = REQUEST_ID in made.records
+        kept = REQUEST_ID in made.requests.by_id
         attempt_logged(made, logged(status=429), NOW + 1)
-        assert (True, {}) == (kept, dict(made.records))
+        assert (True, {}) == (kept, dict(made.requests.by_id))
 
     def test_of_a_request_that_never_reached_a_provider_is_closed_at_once(self) -> None:
         made = gateway(config(BIG))
         routed(made)
         request_logged(made, RequestLogged(REQUEST_ID, 503, frozenset(), 0), NOW + 1)
-        assert {} == dict(made.records)
+        assert {} == dict(made.requests.by_id)
 
 
 class TestAnAllowance:
@@ -283,13 +283,13 @@ class TestAnAllowance:
 def test_the_time_to_the_first_token_counts_rather_than_to_the_first_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     made = gateway(config(BIG))
     state = routed(made)
-    made.attempt_held(state, held=False, first_token_s=2.0)
+    made.requests.attempt_held(state, held=False, first_token_s=2.0)
     seen: list[Any] = []
 
     def settled(attempt: Any, state: Any, verdict: Any, now: float) -> None:
         seen.append(verdict)
 
-    monkeypatch.setattr(made, "settle", settled)
+    monkeypatch.setattr(made.requests, "settle", settled)
     request_logged(made, ended(last=logged(status=200, first_byte_s=0.1, request_bytes=40)), NOW + 3)
     assert Success(2.0, 40) == seen[0]
 
@@ -308,7 +308,7 @@ class TestSlowness:
             self.now += 1.0
             state = routed(made, self.now, stream=first_token_s is not None)
             if first_token_s is not None:
-                made.attempt_held(state, held=False, first_token_s=first_token_s)
+                made.requests.attempt_held(state, held=False, first_token_s=first_token_s)
             step = state.step(1)
             assert step is not None
             good = logged(status=200, first_byte_s=first_byte_s, cluster=step.cluster)

@@ -1,4 +1,4 @@
-"""The state that all exchanges share: versions, plans from live health, attempts charged once, sessions and records."""
+"""The state that all exchanges share: versions, plans from live health and sessions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from extproc.core import gateway as gateway_module
-from extproc.core.feedback import AttemptLogged, RequestLogged, attempt_logged, request_logged
-from extproc.core.gateway import COUNTED_MAX_AGE_S, KEPT_VERSIONS, RECORD_MAX_AGE_S, REPORT_GRACE_S, Gateway
-from extproc.core.health import HealthEngine, State, Success, Transition
+from extproc.core.gateway import KEPT_VERSIONS, Gateway
+from extproc.core.open_requests import COUNTED_MAX_AGE_S, REPORT_GRACE_S
 from extproc.core.outcome import ErrorClass, Failure
-from extproc.core.request_state import FirstError, RequestState
+from extproc.core.request_state import RequestState
 from tests.unit.core.build import (
     CHAT,
     NOW,
@@ -28,18 +26,13 @@ from tests.unit.core.build import (
     keys,
     provider,
     routed,
+    served,
     target,
     trip,
 )
 
 BIG: dict[str, Any] = {"big": chain(A, B)}
 LIMITED = Failure(ErrorClass.RATE_LIMITED, 429)
-
-
-def served(made: Gateway, state: RequestState, now: float = NOW + 1) -> None:
-    """Let Envoy report that the present attempt went well."""
-    step = state.plan[state.attempt - 1]
-    attempt_logged(made, AttemptLogged(state.id, step.cluster, 200, frozenset(), 0.1, 0.5), now)
 
 
 class TestVersions:
@@ -138,8 +131,8 @@ class TestAProviderAtItsLimit:
         states = []
         for number in range(count):
             state = dataclasses.replace(routed(made), id=f"request-{number}")
-            made.records[state.id] = made.records.pop(REQUEST_ID)
-            made.records[state.id].state = state
+            made.requests.by_id[state.id] = made.requests.by_id.pop(REQUEST_ID)
+            made.requests.by_id[state.id].state = state
             states.append(state)
         return states
 
@@ -179,7 +172,7 @@ class TestAProviderAtItsLimit:
         made = self.made({"big": chain(B, A, C), "small": chain(A)})
         (waiting,) = self.arrive(made, 1)
         for number in range(2):
-            made.open_attempt(dataclasses.replace(routed(made, model="small"), id=f"small-{number}"), NOW)
+            made.requests.open_attempt(dataclasses.replace(routed(made, model="small"), id=f"small-{number}"), NOW)
         assert made.active is not None
         assert [C, A] == keys(made.rest(waiting, made.active, NOW, context=False))
 
@@ -187,91 +180,30 @@ class TestAProviderAtItsLimit:
         made = self.made({"big": chain(B, A), "small": chain(A)})
         (waiting,) = self.arrive(made, 1)
         for number in range(2):
-            made.open_attempt(dataclasses.replace(routed(made, model="small"), id=f"small-{number}"), NOW)
+            made.requests.open_attempt(dataclasses.replace(routed(made, model="small"), id=f"small-{number}"), NOW)
         assert made.active is not None
         assert [A] == keys(made.rest(waiting, made.active, NOW, context=False))
 
     def test_has_room_again_when_an_attempt_has_its_verdict(self) -> None:
         made = self.made()
         first, _ = self.arrive(made, 2)
-        made.attempt_failed(first, Failure(ErrorClass.INVALID_REQUEST, 400), NOW)
+        made.requests.attempt_failed(first, Failure(ErrorClass.INVALID_REQUEST, 400), NOW)
         assert 1 == made.in_flight.count("a")
 
     def test_has_room_again_when_a_request_is_forgotten(self) -> None:
         made = self.made()
         first, _ = self.arrive(made, 2)
-        made.reported(made.records[first.id], 2, NOW)
-        made.sweep(NOW + REPORT_GRACE_S + 1)
+        made.requests.reported(made.requests.by_id[first.id], 2, NOW)
+        made.requests.sweep(NOW + REPORT_GRACE_S + 1)
         assert 1 == made.in_flight.count("a")
 
     def test_does_not_count_for_long_what_was_never_reported(self) -> None:
         """The request may go on: it keeps its record, and its verdict counts nothing twice."""
         made = self.made()
         first, _ = self.arrive(made, 2)
-        made.sweep(NOW + COUNTED_MAX_AGE_S + 1)
+        made.requests.sweep(NOW + COUNTED_MAX_AGE_S + 1)
         served(made, first)
-        assert (0, 1) == (made.in_flight.count("a"), made.records[first.id].logged)
-
-
-class TestAnAttempt:
-    def test_is_begun_when_its_request_is_opened(self) -> None:
-        made = gateway(config(BIG))
-        routed(made)
-        assert [A] == [attempt.step.key for attempt in made.records[REQUEST_ID].attempts]
-
-    def test_is_charged_once_whoever_comes_first(self) -> None:
-        made = gateway(config(BIG, {"cooldown": {"consecutive": 2}}))
-        state = routed(made)
-        for _ in range(3):
-            made.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
-        assert made.health.view(A, NOW + 1).eligible
-
-    def test_that_failed_is_no_success_afterwards(self) -> None:
-        made = gateway(config(BIG))
-        state = routed(made)
-        made.attempt_failed(state, LIMITED, NOW + 1)
-        served(made, state)
-        assert not made.health.view(A, NOW + 1).eligible
-
-    def test_tells_every_change_of_health_once(self) -> None:
-        told: list[Transition] = []
-        made = Gateway(HealthEngine(lambda: 0.5), lambda: 0.5, told.append)
-        made.activate(active(config(BIG)))
-        state = routed(made)
-        made.attempt_failed(state, LIMITED, NOW + 1)
-        made.attempt_failed(state, LIMITED, NOW + 2)
-        assert [(A, State.HEALTHY, State.COOLING)] == [(one.subject, one.old, one.new) for one in told]
-
-    def test_settles_under_the_default_policy_when_its_own_is_gone(self) -> None:
-        state = routed(gateway(config({"big": chain(A, policy="old")}, policies={"old": {}})))
-        restarted = gateway(config(BIG), version=2)
-        restarted.attempt_failed(state, LIMITED, NOW + 1)
-        assert not restarted.health.view(A, NOW + 1).eligible
-
-    def test_remembers_that_its_answer_is_held(self) -> None:
-        made = gateway(config(BIG))
-        state = routed(made)
-        made.attempt_held(state, held=True)
-        held = made.records[REQUEST_ID].attempts[0].held
-        made.attempt_held(state, held=False, first_token_s=0.4)
-        attempt = made.records[REQUEST_ID].attempts[0]
-        assert (True, False, 0.4) == (held, attempt.held, attempt.first_token_s)
-
-    def test_without_a_verdict_gives_its_probe_slot_back(self) -> None:
-        made = gateway(config({"big": chain(A)}, {"cooldown": {"base": "10s", "jitter": 0}}))
-        trip(made, A)
-        later = NOW + 11
-        assert made.health.view(A, later).probe
-        state = routed(made, now=later)
-        assert not made.health.view(A, later).eligible
-        made.settle(made.records[REQUEST_ID].attempts[0], state, None, later + 1)
-        assert made.health.view(A, later + 1).probe
-
-    def test_that_paces_itself_is_rested_until_its_limit_is_whole(self) -> None:
-        made = gateway(config(BIG))
-        made.pace(A, NOW + 30, NOW)
-        views = [made.health.view(A, NOW + later) for later in (1, 31)]
-        assert [(False, "paced"), (True, None)] == [(view.eligible, view.reason) for view in views]
+        assert (0, 1) == (made.in_flight.count("a"), made.requests.by_id[first.id].logged)
 
 
 class TestASession:
@@ -287,25 +219,25 @@ class TestASession:
     def test_stays_with_the_target_that_served_it(self) -> None:
         made = gateway(config(self.MODELS))
         own = self.first(made, NOW)
-        served(made, made.records[REQUEST_ID].state)
+        served(made, made.requests.by_id[REQUEST_ID].state)
         assert [own] * 6 == [self.first(made, NOW + 2) for _ in range(6)]
 
     def test_is_its_own_caller_s_alone(self) -> None:
         made = gateway(config(self.MODELS))
         self.first(made, NOW)
-        served(made, made.records[REQUEST_ID].state)
+        served(made, made.requests.by_id[REQUEST_ID].state)
         assert {A, B} == {self.first(made, NOW + 2, user=f"other-{number}") for number in range(6)}
 
     def test_is_forgotten_after_its_time_to_live(self) -> None:
         made = gateway(config(self.MODELS))
         self.first(made, NOW)
-        served(made, made.records[REQUEST_ID].state, NOW + 1)
+        served(made, made.requests.by_id[REQUEST_ID].state, NOW + 1)
         assert {A, B} == {self.first(made, NOW + 61) for _ in range(6)}
 
     def test_is_not_bound_by_an_attempt_that_failed(self) -> None:
         made = gateway(config(self.MODELS))
         state = routed(made, user="u")
-        made.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
+        made.requests.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
         served(made, state)
         assert 0 == len(made.affinity)
 
@@ -315,76 +247,15 @@ class TestASession:
         for key in (A, B):
             made.health.drain(key, "op", "", NOW + 5, NOW)
         assert C == self.first(made, NOW)
-        served(made, made.records[REQUEST_ID].state)
+        served(made, made.requests.by_id[REQUEST_ID].state)
         assert self.first(made, NOW + 10) in (A, B)
 
 
-class TestRecords:
-    def test_are_swept_when_their_end_was_never_reported(self) -> None:
-        made = gateway(config(BIG))
-        routed(made)
-        made.sweep(NOW + RECORD_MAX_AGE_S)
-        kept = len(made.records)
-        made.sweep(NOW + RECORD_MAX_AGE_S + 1)
-        assert (1, 0) == (kept, len(made.records))
-
-    def test_are_bounded_and_the_oldest_goes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gateway_module, "RECORD_LIMIT", 2)
-        made = gateway(config(BIG))
-        state = routed(made)
-        for name in ("x", "y"):
-            made.open_request(dataclasses.replace(state, id=name), NOW)
-        assert ["x", "y"] == list(made.records)
-
-    def test_begun_by_a_process_before_this_one_are_bounded_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(gateway_module, "RECORD_LIMIT", 2)
-        state = routed(gateway(config(BIG)))
-        restarted = gateway(config(BIG))
-        for name in ("x", "y", "z"):
-            restarted.open_attempt(dataclasses.replace(state, id=name).opened(2, NOW, ("timeout",)), NOW)
-        assert ["y", "z"] == list(restarted.records)
-
-    def test_are_forgotten_soon_after_their_end_when_an_attempt_s_entry_is_lost(self) -> None:
-        made = gateway(config(BIG))
-        routed(made)
-        request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), NOW + 1)
-        made.sweep(NOW + 1 + REPORT_GRACE_S)
-        kept = len(made.records)
-        made.sweep(NOW + 2 + REPORT_GRACE_S)
-        assert (1, 0) == (kept, len(made.records))
-
-    def test_of_long_requests_stay_while_others_are_forgotten(self) -> None:
-        made = gateway(config(BIG))
-        state = routed(made)
-        made.open_request(dataclasses.replace(state, id="short"), NOW)
-        request_logged(made, RequestLogged("short", 200, frozenset(), 1), NOW + 1)
-        made.sweep(NOW + 2 + REPORT_GRACE_S)
-        assert [REQUEST_ID] == list(made.records)
-
-    def test_hold_no_body_of_an_error(self) -> None:
-        made = gateway(config(BIG))
-        first = FirstError(500, b"x" * 65_536, ())
-        made.open_attempt(routed(made).failed("server_error", first).opened(2, NOW, ("server_error",)), NOW)
-        record = made.records[REQUEST_ID]
-        assert (2, None) == (record.state.attempt, record.state.first_error)
-
-    def test_that_are_forgotten_leave_health_as_it_was(self) -> None:
-        made = gateway(config(BIG))
-        routed(made)
-        made.sweep(NOW + RECORD_MAX_AGE_S + 1)
-        assert made.health.view(A, NOW + RECORD_MAX_AGE_S + 1).eligible
-
-    def test_of_a_request_nobody_knows_are_not_missed(self) -> None:
-        gateway(config(BIG)).close_if_done("nobody", NOW)
-
-
-def test_a_success_is_no_verdict_of_a_settled_attempt() -> None:
+def test_a_target_that_paces_itself_is_rested_until_its_limit_is_whole() -> None:
     made = gateway(config(BIG))
-    state = routed(made)
-    attempt = made.records[REQUEST_ID].attempts[0]
-    made.settle(attempt, state, LIMITED, NOW + 1)
-    made.settle(attempt, state, Success(0.1), NOW + 2)
-    assert "rate_limited" == made.health.view(A, NOW + 2).reason
+    made.pace(A, NOW + 30, NOW)
+    views = [made.health.view(A, NOW + later) for later in (1, 31)]
+    assert [(False, "paced"), (True, None)] == [(view.eligible, view.reason) for view in views]
 
 
 def test_a_plan_for_an_endpoint_names_its_paths() -> None:

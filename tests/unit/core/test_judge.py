@@ -424,7 +424,7 @@ class TestAnOrdinaryAnswer:
         made = gateway(config(BIG))
         book = conversation(made) >> answered(routed(made), 200) >> chunk(b"", end=False)
         assert book >> chunk(b"a") << ReleaseHeaders() << ReleaseBody(b"a", True) << CancelTimer()
-        assert False is made.records[REQUEST_ID].attempts[0].held
+        assert False is made.requests.by_id[REQUEST_ID].attempts[0].held
 
     @pytest.mark.parametrize("ended_by", [chunk(b""), Trailers(Part.RESPONSE_TRAILERS)])
     def test_that_turns_out_to_be_empty_is_none(self, ended_by: Event) -> None:
@@ -432,7 +432,7 @@ class TestAnOrdinaryAnswer:
         book = conversation(made) >> answered(routed(made), 200) >> ended_by
         failed = Some(ReleaseHeaders, set_headers=((":status", "502"),), retry=True)
         assert book << CancelTimer() << failed << NUDGE
-        failure = made.records[REQUEST_ID].attempts[0].failure
+        failure = made.requests.by_id[REQUEST_ID].attempts[0].failure
         assert failure is not None
         assert ErrorClass.BAD_ANSWER == failure.error_class
 

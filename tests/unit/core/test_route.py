@@ -81,7 +81,7 @@ class TestARequestThatCanBeServed:
     def test_carries_all_that_later_exchanges_need(self) -> None:
         made = gateway(config(BIG), version=7)
         assert asked(made, headers(f"{CHAT}?x=1"), stream=True) << Some(RouteTo) << Close()
-        state = made.records[REQUEST_ID].state
+        state = made.requests.by_id[REQUEST_ID].state
         assert (REQUEST_ID, 7, "default", Kind.STREAM) == (state.id, state.version, state.policy, state.kind)
         assert ("openai", CHAT, "x=1") == (state.protocol, state.endpoint, state.query)
         assert ("", "big", 0, NOW, NOW) == (state.client, state.model, state.ticket, state.arrived, state.started)
@@ -93,18 +93,18 @@ class TestARequestThatCanBeServed:
         assert (
             PlanStep("a", "m-a", "big", "a-cluster", CHAT, RouteMode.BALANCED),
             PlanStep("b", "m-b", "big", "b-cluster", CHAT, RouteMode.PROVIDER_FAILOVER),
-        ) == made.records[REQUEST_ID].state.plan
+        ) == made.requests.by_id[REQUEST_ID].state.plan
 
     def test_is_planned_no_further_than_its_policy_has_attempts(self) -> None:
         made = gateway(config({"big": chain(A, B, C)}, {"attempts": 2}))
         assert asked(made) << Some(RouteTo, attempts=2) << Close()
-        assert [A, B] == keys(made.records[REQUEST_ID].state.plan)
+        assert [A, B] == keys(made.requests.by_id[REQUEST_ID].state.plan)
 
     def test_is_held_to_the_policy_that_its_model_names(self) -> None:
         once = {"once": {"attempts": 1}}
         made = gateway(config({"big": chain(A, B, policy="once")}, {"attempts": 3}, policies=once))
         assert asked(made) << Some(RouteTo, attempts=1) << Close()
-        assert "once" == made.records[REQUEST_ID].state.policy
+        assert "once" == made.requests.by_id[REQUEST_ID].state.policy
 
     @pytest.mark.parametrize("forced", [True, False])
     def test_asks_for_the_usage_of_a_stream_only_where_the_policy_says_so(self, forced: bool) -> None:
@@ -116,7 +116,7 @@ class TestARequestThatCanBeServed:
         routed_to = exchange.handle(body(stream=True), NOW)[0]
         assert isinstance(routed_to, RouteTo)
         assert sent == json.loads(routed_to.body or b"")
-        assert forced is made.records[REQUEST_ID].state.hide_usage
+        assert forced is made.requests.by_id[REQUEST_ID].state.hide_usage
 
     def test_keeps_the_client_s_bytes_when_the_provider_uses_the_same_name(self) -> None:
         made = gateway(config({"m-a": chain(A)}))
@@ -133,27 +133,27 @@ class TestARequestThatCanBeServed:
         book = conversation(made) >> headers() << PASSED
         made.activate(active(config({"big": chain(C)}), version=2))
         assert book >> body() << Some(RouteTo) << Close()
-        state = made.records[REQUEST_ID].state
+        state = made.requests.by_id[REQUEST_ID].state
         assert (1, [A, B]) == (state.version, keys(state.plan))
 
     def test_goes_around_a_target_that_is_ill(self) -> None:
         made = gateway(config(BIG))
         trip(made, A)
         assert asked(made) << Some(RouteTo) << Close()
-        steps = [(step.key, step.mode) for step in made.records[REQUEST_ID].state.plan]
+        steps = [(step.key, step.mode) for step in made.requests.by_id[REQUEST_ID].state.plan]
         assert [(B, "health_reroute")] == steps
 
     def test_goes_around_a_provider_whose_key_is_missing(self) -> None:
         made = gateway(config(BIG), missing=["a"])
         assert asked(made) << Some(RouteTo) << Close()
-        assert [B] == keys(made.records[REQUEST_ID].state.plan)
+        assert [B] == keys(made.requests.by_id[REQUEST_ID].state.plan)
 
     def test_is_tried_at_the_least_bad_target_when_all_are_ill(self) -> None:
         made = gateway(config(BIG))
         trip(made, A, NOW - 1)
         trip(made, B, NOW - 5)
         assert asked(made) << Some(RouteTo) << Close()
-        steps = [(step.key, step.mode) for step in made.records[REQUEST_ID].state.plan]
+        steps = [(step.key, step.mode) for step in made.requests.by_id[REQUEST_ID].state.plan]
         assert [(B, "last_resort")] == steps
 
     def test_spreads_over_weights_with_the_ones_before_and_after_it(self) -> None:
@@ -161,14 +161,14 @@ class TestARequestThatCanBeServed:
         seen = set()
         for _ in range(4):
             assert asked(made) << Some(RouteTo) << Close()
-            seen.add(made.records.pop(REQUEST_ID).state.plan[0].key)
+            seen.add(made.requests.by_id.pop(REQUEST_ID).state.plan[0].key)
         assert {A, B} == seen
 
     def test_holds_the_client_s_name(self) -> None:
         made = guarded()
         sent = headers(authorization=f"Bearer {TOKEN}")
         assert asked(made, sent) << Some(RouteTo) << Close()
-        assert "team-a" == made.records[REQUEST_ID].state.client
+        assert "team-a" == made.requests.by_id[REQUEST_ID].state.client
 
     def test_on_messages_goes_to_anthropic_providers_only(self) -> None:
         made = gateway(config(BIG, providers={"b": provider("b", protocol="anthropic")}))
@@ -342,7 +342,7 @@ class TestAPinnedTarget:
     def test_is_the_whole_plan_of_a_trusted_caller(self, pin: Any) -> None:
         made = gateway(config(self.MODELS, server={"trust_route_headers": True}))
         assert asked(made, headers(x_gateway_target=str(pin))) << Some(RouteTo) << Close()
-        steps = [(step.key, step.mode) for step in made.records[REQUEST_ID].state.plan]
+        steps = [(step.key, step.mode) for step in made.requests.by_id[REQUEST_ID].state.plan]
         assert [(pin, "pinned")] == steps
 
     def test_is_tried_even_when_it_is_ill(self) -> None:
@@ -358,7 +358,7 @@ class TestAPinnedTarget:
     def test_is_ignored_when_route_headers_are_not_trusted(self) -> None:
         made = gateway(config(self.MODELS))
         assert asked(made, headers(x_gateway_target=str(B))) << Some(RouteTo) << Close()
-        assert "balanced" == made.records[REQUEST_ID].state.plan[0].mode
+        assert "balanced" == made.requests.by_id[REQUEST_ID].state.plan[0].mode
 
 
 class TestTheGatewayItself:
@@ -433,4 +433,4 @@ def test_an_exchange_that_envoy_ends_early_leaves_no_record() -> None:
     exchange = RouteExchange(made)
     exchange.handle(headers(), NOW)
     exchange.closed(NOW + 1)
-    assert ({}, ANY) == (dict(made.records), made.active)
+    assert ({}, ANY) == (dict(made.requests.by_id), made.active)

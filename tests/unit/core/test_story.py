@@ -91,7 +91,7 @@ class TestAStory:
         failure = Failure(ErrorClass.OVERLOADED, 503, evidence=("status=503",))
         following = after_failure(scene.gateway, case, failure, None, NOW + 0.2)
         assert isinstance(following, GoOn)
-        scene.gateway.open_attempt(following.state.opened(2, NOW + 0.3, following.state.classes), NOW + 0.3)
+        scene.gateway.requests.open_attempt(following.state.opened(2, NOW + 0.3, following.state.classes), NOW + 0.3)
         scene.attempt_ends("r", "first-cluster", 503)
         scene.attempt_ends("r", "second-cluster")
         scene.request_ends("r", attempts=2, told=served(SECOND, mode="provider_failover", attempts="2"))
@@ -144,7 +144,7 @@ class TestAStory:
     def test_keeps_a_providers_own_words_out(self, scene: Scene) -> None:
         state = scene.begin("r")
         failure = Failure(ErrorClass.SERVER_ERROR, 500, evidence=("status=500", "code=sk-4f0c-secret-99"))
-        scene.gateway.attempt_failed(state, failure, NOW)
+        scene.gateway.requests.attempt_failed(state, failure, NOW)
         scene.attempt_ends("r", "first-cluster", 500)
         scene.request_ends("r", 500, told={"route_mode": "none", "attempts": "1"})
         assert ("status=500", "code=other") == scene.story.attempts[0].evidence
@@ -152,7 +152,9 @@ class TestAStory:
     @pytest.mark.parametrize("code", ["insufficient_quota", "rate_limit_exceeded", "1302", "SomethingNew"])
     def test_keeps_codes_that_are_words_or_numbers(self, scene: Scene, code: str) -> None:
         state = scene.begin("r")
-        scene.gateway.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500, evidence=(f"code={code}",)), NOW)
+        scene.gateway.requests.attempt_failed(
+            state, Failure(ErrorClass.SERVER_ERROR, 500, evidence=(f"code={code}",)), NOW
+        )
         scene.attempt_ends("r", "first-cluster", 500)
         scene.request_ends("r", 500, told={"route_mode": "none", "attempts": "1"})
         assert (f"code={code}",) == scene.story.attempts[0].evidence
@@ -187,12 +189,12 @@ class TestARequestWhoseCallerLeftBeforeWeHeardOfIt:
 
     def test_is_told_once_and_is_not_under_way(self, left: Scene) -> None:
         left.begin("r")
-        assert (["aborted"], {}) == ([story.outcome for story in left.stories], dict(left.gateway.records))
+        assert (["aborted"], {}) == ([story.outcome for story in left.stories], dict(left.gateway.requests.by_id))
 
     def test_is_not_under_way_after_a_later_attempt_either(self, left: Scene) -> None:
         state = Scene().begin("r")
-        left.gateway.open_attempt(state.opened(2, NOW, ("overloaded",)), NOW)
-        assert {} == dict(left.gateway.records)
+        left.gateway.requests.open_attempt(state.opened(2, NOW, ("overloaded",)), NOW)
+        assert {} == dict(left.gateway.requests.by_id)
 
     def test_takes_none_of_its_providers_room(self, left: Scene) -> None:
         left.begin("r")
@@ -207,7 +209,7 @@ class TestReplay:
             scene.trip(key)
         for number in range(5):
             scene.begin(f"r{number}")
-            cluster = scene.gateway.records[f"r{number}"].attempts[0].step.cluster
+            cluster = scene.gateway.requests.by_id[f"r{number}"].attempts[0].step.cluster
             scene.attempt_ends(f"r{number}", cluster)
             scene.request_ends(f"r{number}", told=served())
         assert [Replay(True, None)] * 5 == [replay(story, scene.snapshot) for story in scene.stories]
@@ -235,7 +237,7 @@ class TestReplay:
         scene = Scene(TRUSTING)
         state = scene.begin("r")
         assert state.plan
-        record = scene.gateway.records["r"]
+        record = scene.gateway.requests.by_id["r"]
         assert record.evidence is not None
         record.evidence = replace(record.evidence, pinned=True)
         record.first_plan = (state.plan[1]._replace(mode=state.plan[1].mode),)
