@@ -141,7 +141,7 @@ class ReleaseHeaders:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseBody:
-    """Send a piece of the answer on; `tokens` were read from an event that the caller does not get.
+    """Send a piece of the answer on; `tokens` are the counts of token usage that came with it.
 
     `classes` are those of the failed attempts, once the attempt that this answer comes from is one of them.
     """

@@ -1,11 +1,11 @@
 """The judge exchange: what one provider's answer means, and what follows from it.
 
-Sees every failure, every event stream and every untyped, empty or HTML 2xx of one attempt. A failure's headers are
-held until its body (to 64 KiB) is understood, a guarded stream's until it has shown real output, any other answer's
-until its first byte; then Envoy is told to go on with the next attempt, or the request ends with the first meaningful
-error as an immediate response. Invariants:
-headers are answered once; an attempt is charged once; after release, bytes pass untouched, and a stream that does not
-end whole is broken visibly.
+Sees every failure, every event stream, every untyped, empty or HTML 2xx, and every answer to a request for a stream. A
+failure's headers are held until its body (to 64 KiB) is understood, a guarded stream's until it has shown real output,
+those of JSON in place of a stream until it is known to hold no error, any other answer's until its first byte; then
+Envoy is told to go on with the next attempt, or the request ends with the first meaningful error as an immediate
+response. Invariants: headers are answered once; an attempt is charged once; after release, bytes pass untouched, and a
+stream that does not end whole is broken visibly.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
 import orjson
 
@@ -39,8 +40,9 @@ from extproc.core.exchange import (
 from extproc.core.gateway import Gateway
 from extproc.core.outcome import ErrorClass, Failure
 from extproc.core.request_state import FirstError
-from extproc.core.stream_events import STREAM_KIND_BY_PATH
+from extproc.core.stream_events import STREAM_KIND_BY_PATH, error_in
 from extproc.core.stream_guard import Verdict, WatchedStream
+from extproc.core.token_usage import UsageWatch
 from extproc.core.usage import UsageCut
 
 ERROR_BODY_LIMIT_BYTES = 64 * 1024
@@ -86,6 +88,8 @@ class Phase(StrEnum):
     """A stream whose headers are held."""
     WANT_BYTES = "want_bytes"
     """A good answer of no guarded kind, held until it is known not to be empty."""
+    WANT_WHOLE = "want_whole"
+    """JSON that came instead of a stream, held until it is known not to be an error."""
     WAITING = "waiting"
     """Before the same target is tried again."""
     RELEASED = "released"
@@ -108,6 +112,9 @@ class JudgeExchange:
         self._stream: WatchedStream | None = None
         self._retry: ReleaseHeaders | None = None
         self._cut: UsageCut | None = None
+        self._usage: UsageWatch | None = None
+        self._error: Mapping[str, Any] | None = None
+        """What the provider said in a 200 that is none."""
 
     def __repr__(self) -> str:
         return f"<JudgeExchange {self._cluster} {self._phase}>"
@@ -149,20 +156,32 @@ class JudgeExchange:
             return self._failed(case, _bad("empty"), now)
         if content_type == "text/html":
             return self._failed(case, _bad("html"), now)
-        if content_type != EVENT_STREAM or case.state.kind is not Kind.STREAM:
-            self._phase = Phase.WANT_BYTES
-            self._gateway.requests.attempt_held(case.state, held=True)
-            return []
+        if content_type == EVENT_STREAM:
+            self._usage = UsageWatch()
+        elif case.state.kind is not Kind.STREAM or case.policy.stream_guard == "off":
+            return self._hold(case, Phase.WANT_BYTES)
+        elif _is_json(content_type) and not _is_encoded(event):
+            return self._hold(case, Phase.WANT_WHOLE)
+        if case.state.endpoint not in STREAM_KIND_BY_PATH:
+            return self._hold(case, Phase.WANT_BYTES)
         if _is_encoded(event):
             return self._failed(case, _bad("encoded"), now)
+        self._cut = UsageCut() if case.state.hide_usage else None
+        self._watch(case)
+        if case.policy.stream_guard == "off":
+            return self._release(now)
+        self._hold(case, Phase.GUARDING)
+        return self._guard_timer(case, now)
+
+    def _hold(self, case: Case, phase: Phase) -> list[Action]:
+        self._phase = phase
+        self._gateway.requests.attempt_held(case.state, held=True)
+        return []
+
+    def _watch(self, case: Case) -> WatchedStream:
         guard: StreamGuard = case.policy.stream_guard
         self._stream = WatchedStream(STREAM_KIND_BY_PATH[case.state.endpoint], guard)
-        self._cut = UsageCut() if case.state.hide_usage else None
-        if guard == "off":
-            return self._release(now)
-        self._phase = Phase.GUARDING
-        self._gateway.requests.attempt_held(case.state, held=True)
-        return self._guard_timer(case, now)
+        return self._stream
 
     def _on_body(self, event: ResponseBody, now: float) -> list[Action]:
         self._ended = self._ended or event.end_of_stream
@@ -177,6 +196,8 @@ class JudgeExchange:
             return self._guard(case, event, now)
         if case is not None and self._phase is Phase.WANT_BYTES:
             return self._first_bytes(case, event, now)
+        if case is not None and self._phase is Phase.WANT_WHOLE:
+            return self._whole(case, event, now)
         if case is None or self._phase is not Phase.COLLECTING:
             return []
         room = ERROR_BODY_LIMIT_BYTES - len(self._body)
@@ -191,6 +212,24 @@ class JudgeExchange:
             self._phase = Phase.RELEASED
             return [self._headers(), self._piece(event.chunk, event.end_of_stream), *self._idle_timer()]
         return self._failed(case, _bad("empty"), now) if event.end_of_stream else []
+
+    def _whole(self, case: Case, event: ResponseBody, now: float) -> list[Action]:
+        """Read the JSON that came instead of a stream: an error in it fails over, and all else goes on as it is."""
+        self._body += event.chunk
+        begin = self._body.lstrip()[:1]
+        if begin and begin != b"{":
+            # A stream under a wrong name.
+            self._watch(case)
+            self._phase = Phase.GUARDING
+            return [*self._guard_timer(case, now), *self._guard(case, replace(event, chunk=bytes(self._body)), now)]
+        if not event.end_of_stream and len(self._body) < ERROR_BODY_LIMIT_BYTES:
+            return []
+        body = bytes(self._body)
+        if event.end_of_stream:
+            self._error = error_in(STREAM_KIND_BY_PATH[case.state.endpoint], body)
+        if self._error is not None:
+            return self._failed(case, self._understand(case, self._error, now), now)
+        return self._first_bytes(case, replace(event, chunk=body), now)
 
     def _on_trailers(self, part: Part, now: float) -> list[Action]:
         """Trailers end a body whose last piece did not say so."""
@@ -234,14 +273,15 @@ class JudgeExchange:
         if verdict is Verdict.PASS:
             return self._show(case, stream, now)
         failure = _bad("no output") if verdict is Verdict.BAD else Failure(ErrorClass.STREAM_CUT, evidence=("cut",))
+        self._error = stream.error
         if stream.error is not None:
-            failure = self._understand(case, stream, now)
+            failure = self._understand(case, stream.error, now)
         return self._failed(case, failure, now)
 
-    def _understand(self, case: Case, stream: WatchedStream, now: float) -> Failure:
+    def _understand(self, case: Case, error: Mapping[str, Any], now: float) -> Failure:
         provider = self._gateway.provider(case.active, case.step.provider)
         codes = provider.error_codes if provider else {}
-        return classify_error_object(stream.error, None, now, case.policy.cooldown.cap_s, codes)
+        return classify_error_object(error, None, now, case.policy.cooldown.cap_s, codes)
 
     def _show(self, case: Case, stream: WatchedStream, now: float) -> list[Action]:
         """Release what was held: headers, then the pieces as they came."""
@@ -276,12 +316,10 @@ class JudgeExchange:
         return [self._piece(event.chunk, event.end_of_stream), *self._idle_timer()]
 
     def _piece(self, chunk: bytes, end: bool) -> ReleaseBody:
-        """Return what the caller gets of a piece of a released stream."""
-        if self._cut is None:
-            return ReleaseBody(chunk, end)
-        shown = self._cut.feed(chunk, end=end)
-        tokens, self._cut.tokens = self._cut.tokens, None
-        return ReleaseBody(shown, end, tokens)
+        """Return what the caller gets of a piece of a released answer, with the token counts that it brought."""
+        tokens = self._usage.feed(chunk) if self._usage is not None else None
+        shown = chunk if self._cut is None else self._cut.feed(chunk, end=end)
+        return ReleaseBody(shown, end, tokens or None)
 
     def _headers(self) -> ReleaseHeaders:
         """Return the release of a good stream's headers; a length would be wrong once something is cut out."""
@@ -291,10 +329,8 @@ class JudgeExchange:
         """End a released stream so that the caller cannot take it for a whole one."""
         self._phase = Phase.DONE
         self._gateway.requests.attempt_failed(case.state, Failure(error_class, evidence=("after release",)), now)
-        if self._cut is not None:
-            chunk = self._cut.feed(chunk, end=True)
         # The piece tells the access log, too; before any piece came Envoy would not take one.
-        last = ReleaseBody(chunk, False, classes=_classes(case, error_class))
+        last = replace(self._piece(chunk, True), end_of_stream=False, classes=_classes(case, error_class))
         return [CancelTimer(), *([last] if self._body_came else []), Abort(error_class.value)]
 
     def _idle_timer(self) -> list[Action]:
@@ -348,7 +384,7 @@ class JudgeExchange:
 
     def _provider_error(self, case: Case, failure: Failure) -> FirstError | None:
         """Return what the provider said, in the form in which the caller may get it; None if it said nothing."""
-        answer, stream = self._answer, self._stream
+        answer = self._answer
         if answer is None:
             return None
         if not 200 <= answer.status < 300:
@@ -358,9 +394,9 @@ class JudgeExchange:
                 # Of a compressed body that was cut nobody could read even the beginning.
                 return FirstError(answer.status, b"", tuple(one for one in kept if one[0] != "content-encoding"))
             return FirstError(answer.status, bytes(self._body), kept)
-        if stream is None or not stream.error:
+        if not self._error:
             return None
-        error = {"error": dict(stream.error)}
+        error = {"error": dict(self._error)}
         body = orjson.dumps({"type": "error", **error} if case.state.protocol == "anthropic" else error)
         status = STATUS_OF_EVENT.get(failure.error_class, BAD_GATEWAY)
         return FirstError(status, body, (("content-type", "application/json"),))
@@ -373,6 +409,10 @@ def _classes(case: Case, error_class: ErrorClass) -> tuple[str, ...]:
 
 def _bad(why: str) -> Failure:
     return Failure(ErrorClass.BAD_ANSWER, status=200, evidence=(why,))
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type in ("application/json", "text/json") or content_type.endswith("+json")
 
 
 def _is_encoded(answer: ResponseHeaders) -> bool:

@@ -135,6 +135,11 @@ def judge_event(kind: StreamKind, event: Event) -> EventMeaning:
     return _read(kind, _str(parsed.get("type")) or event.name, parsed)
 
 
+def error_in(kind: StreamKind, body: bytes) -> Mapping[str, Any] | None:
+    """Return the error that a whole JSON body holds where a stream of `kind` was asked for, None when it holds none."""
+    return judge_event(kind, Event("", body)).error
+
+
 def _error_in(parsed: _Json, name: str) -> _Json | None:
     error = parsed.get("error")
     if isinstance(error, dict) and error:

@@ -44,11 +44,10 @@ def ask_for_usage(raw: bytes, fields: Mapping[str, Any]) -> bytes | None:
 
 
 class UsageCut:
-    """Takes the usage event out of one stream; `tokens` is what it said, None until it came."""
+    """Takes the usage event out of one stream."""
 
     def __init__(self) -> None:
         self._held = b""
-        self.tokens: dict[str, int] | None = None
 
     def feed(self, chunk: bytes, *, end: bool) -> bytes:
         """Take the next bytes and return those that may go on; `end` says that no more come."""
@@ -65,35 +64,18 @@ class UsageCut:
         while start < len(data):
             border = _BORDER.search(data, start)
             end = border.end() if border else len(data)
-            if not self._is_usage(data[start:end]):
+            if not _is_usage(data[start:end]):
                 kept.append(data[start:end])
             start = end
         return b"".join(kept)
 
-    def _is_usage(self, event: bytes) -> bool:
-        try:
-            parsed = orjson.loads(b"\n".join(_DATA.findall(event)))
-        except orjson.JSONDecodeError:
-            return False
-        if not isinstance(parsed, dict) or parsed.get("choices") != []:
-            return False
-        usage = parsed.get("usage")
-        if not isinstance(usage, dict):
-            return False
-        self.tokens = read_usage(usage)
-        return True
 
-
-def read_usage(usage: Mapping[str, Any]) -> dict[str, int]:
-    """Read the token counts of a chat or completions usage object, under the names of `gateway.usage`."""
-    prompt, completion = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    found = {
-        "input": usage.get("prompt_tokens"),
-        "output": usage.get("completion_tokens"),
-        "cached": prompt.get("cached_tokens") if isinstance(prompt, dict) else None,
-        "reasoning": completion.get("reasoning_tokens") if isinstance(completion, dict) else None,
-    }
-    return {name: value for name, value in found.items() if type(value) is int and 0 <= value < 1 << 53}
+def _is_usage(event: bytes) -> bool:
+    try:
+        parsed = orjson.loads(b"\n".join(_DATA.findall(event)))
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(parsed, dict) and parsed.get("choices") == [] and isinstance(parsed.get("usage"), dict)
 
 
 def _last_border(data: bytes) -> int:

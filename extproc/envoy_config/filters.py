@@ -11,7 +11,16 @@ from functools import cache
 
 from extproc.config.base_url import denied_networks
 from extproc.config.snapshot import Provider, SecretRef
-from extproc.envoy_config.matchers import predicate, regex, request_header, response_header, skipped, status_class
+from extproc.core.endpoints import Kind
+from extproc.envoy_config.matchers import (
+    has_metadata,
+    predicate,
+    regex,
+    request_header,
+    response_header,
+    skipped,
+    status_class,
+)
 from extproc.envoy_config.resource import EnvoyPaths, Json, content_hash, extension, file_source
 from extproc.wire import names
 
@@ -102,7 +111,7 @@ def end_filters() -> list[Json]:
 
 
 def judge_filter(cluster: str) -> Json:
-    """Return the judge: responses only, skipped for an ordinary unary success."""
+    """Return the judge: responses only, skipped for an ordinary success of a request that asked for no stream."""
     judge = _ext_proc(
         "gateway.judge",
         names.ROLE_JUDGE,
@@ -121,6 +130,7 @@ def judge_filter(cluster: str) -> Json:
         predicate(response_header("content-type"), regex(".+")),
         {"not_matcher": predicate(response_header("content-type"), regex("(?i)(text/event-stream|text/html).*"))},
         {"not_matcher": predicate(response_header("content-length"), {"exact": "0"})},
+        {"not_matcher": has_metadata(names.METADATA, names.M_KIND, Kind.STREAM)},
     ]
     return skipped("gateway.judge", judge, {"and_matcher": {"predicate": ordinary}})
 

@@ -19,7 +19,7 @@ from extproc.envoy_config.resource import (
 from extproc.envoy_config.routes import ROUTE_CONFIG
 from extproc.envoy_config.secrets import listener_secret_name
 from extproc.envoy_config.tracing import tracing
-from extproc.envoy_config.usage import usage_filters
+from extproc.envoy_config.usage import usage_filter
 
 LISTENER = "gateway"
 STAT_PREFIX = "gateway"
@@ -87,7 +87,7 @@ def _http_connection_manager(snapshot: Snapshot, paths: EnvoyPaths) -> Json:
         **({} if traced is None else {"tracing": traced}),
         http_filters=[
             route_filter(),
-            *usage_filters(),
+            usage_filter(),
             extension(
                 "envoy.filters.http.router",
                 "envoy.extensions.filters.http.router.v3.Router",

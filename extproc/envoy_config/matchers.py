@@ -45,3 +45,19 @@ def request_header(name: str) -> Json:
         "name": name,
         "typed_config": any_of("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=name),
     }
+
+
+def has_metadata(namespace: str, key: str, value: str) -> Json:
+    """Return a predicate: one text of the request's dynamic metadata is `value`."""
+    read = extension(
+        "metadata",
+        "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
+        filter=namespace,
+        path=[{"key": key}],
+    )
+    compared = extension(
+        "envoy.matching.matchers.metadata_matcher",
+        "envoy.extensions.matching.input_matchers.metadata.v3.Metadata",
+        value={"string_match": {"exact": value}},
+    )
+    return {"single_predicate": {"input": read, "custom_match": compared}}

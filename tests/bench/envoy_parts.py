@@ -65,7 +65,7 @@ def _without_filters(*left_out: str) -> Edit:
     return edit
 
 
-_USAGE = ("gateway.usage.streams", "gateway.usage.json")
+_USAGE = ("gateway.usage.json",)
 _UPSTREAM = ("gateway.judge", "gateway.attempt", "gateway.headers", names.ADDRESS_FILTER)
 _EDITS: dict[str, tuple[Edit, ...]] = {
     "whole": (),

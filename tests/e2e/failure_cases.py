@@ -41,6 +41,7 @@ from tests.support.failure_case import (
 )
 from tests.support.wall import (
     Behaviour,
+    answer,
     comments_forever,
     empty_200,
     garbage,
@@ -475,6 +476,27 @@ BAD_ANSWERS = (
         BAD,
         STREAM,
     ),
+    fails_over(
+        "event-unasked",
+        f"{_FIRST_EVENT} `overloaded_error`, where no stream was asked for",
+        OVERLOADED_EVENT,
+        OVERLOADED,
+        UNARY,
+    ),
+    fails_over(
+        "json-error",
+        "a 200 of JSON that holds the error `overloaded_error`, where a stream was asked for",
+        answer(200, {"error": {"message": "try later", "code": "overloaded_error"}}),
+        OVERLOADED,
+        STREAM,
+    ),
+    fails_over(
+        "text-error",
+        "a 200 of plain text, where a stream was asked for",
+        answer(200, "upstream request failed", content_type="text/plain"),
+        BAD,
+        STREAM,
+    ),
     fails_over("empty", "an empty 200", empty_200(), BAD),
     fails_over(
         "empty-untyped",
@@ -502,6 +524,8 @@ BAD_ANSWERS = (
     ),
 )
 
+SCALARS = ("null", "1", '"x"', '""', "true", "-1.5", "[]")
+"""Envoy's own reader of streams crashes at these (docs/envoy.md section 9)."""
 _RST = "resets the connection at token 40 of 60"
 _FIN = "closes the connection at token 40 of 60"
 _ENDS = "ends properly at token 40 of 60, without a terminal event"
@@ -518,6 +542,11 @@ BROKEN = (
         CUT,
     ),
     serves("no-done", _UNFINISHED, NO_DONE),
+    serves(
+        "scalars",
+        "sends events whose data is JSON but no object, before and between its tokens",
+        streams(role(), *SCALARS, *tokens(), *SCALARS, finish()),
+    ),
     breaks("stall", _STALLS, HANGING, STALLED),
     Case(
         "error-event",

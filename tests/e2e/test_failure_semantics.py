@@ -257,7 +257,9 @@ def words_of(reply: Reply) -> str:
     said = []
     for data in reply.events:
         try:
-            said += [choice["delta"].get("content") or "" for choice in json.loads(data).get("choices", ())]
+            event = json.loads(data)
+            choices = event.get("choices", ()) if isinstance(event, dict) else ()
+            said += [choice["delta"].get("content") or "" for choice in choices]
         except json.JSONDecodeError:
             continue
     return "".join(said)

@@ -30,6 +30,7 @@ from extproc.core.judge import JudgeExchange
 from extproc.core.route import RouteExchange
 from extproc.core.stream_events import StreamKind
 from extproc.core.stream_guard import Verdict, WatchedStream
+from extproc.core.token_usage import UsageWatch
 from extproc.transport.service import Session
 from extproc.wire import names
 from extproc.wire.access_log import LogDecoder
@@ -67,6 +68,10 @@ STREAM = (
     b'data: {"id":"1","choices":[{"delta":{"role":"assistant"}}]}\n\ndata: {"choices":[{"delta":{"content":"x"}}]}\n\n'
     b'event: error\ndata: {"error":{"message":"no","code":"x"}}\n\ndata: {"choices":[{"finish_reason":"stop"}]}\n\n'
     b"data: [DONE]\n\n"
+)
+USAGE = (
+    b'data: {"message":{"usage":{"input_tokens":7,"output_tokens":1,"cache_read_input_tokens":2}}}\n\n'
+    b'data: {"choices":[],"usage":{"prompt_tokens":7,"prompt_tokens_details":{"cached_tokens":5}}}\n\n'
 )
 CONFIG = json.dumps(FULL, indent=1).encode()
 
@@ -110,6 +115,17 @@ def test_an_event_stream_always_gets_a_verdict(kind: StreamKind, guard: Any, chu
         if watched.released:
             watched.take_held()
     assert isinstance(watched.ended_with_error, bool)
+
+
+@fuzz
+@given(st.lists(mutated(USAGE, *USAGE.split(b"\n\n")), min_size=1, max_size=5), st.integers(1, 40))
+def test_token_usage_is_counts_and_the_same_for_any_cuts(events: list[bytes], size: int) -> None:
+    data = b"".join(events)
+    whole, pieces, found = UsageWatch(), UsageWatch(), dict[str, int]()
+    for at in range(0, len(data), size):
+        found |= pieces.feed(data[at : at + size])
+    assert whole.feed(data) == found
+    assert all(name in names.USAGE_KEYS and 0 <= count < 1 << 53 for name, count in found.items())
 
 
 @fuzz

@@ -56,7 +56,7 @@ class Reply:
         if "event-stream" not in (self.header("content-type") or ""):
             return str(self.json["choices"][0]["message"]["content"])
         chunks = [json.loads(data) for data in self.events if data != "[DONE]"]
-        deltas = [choice["delta"] for chunk in chunks for choice in chunk.get("choices", ())]
+        deltas = [choice["delta"] for chunk in chunks if isinstance(chunk, dict) for choice in chunk.get("choices", ())]
         return "".join(delta.get("content") or "" for delta in deltas)
 
 

@@ -413,6 +413,70 @@ class TestABadAnswerInsideA200:
         assert book << CancelTimer() << answer << Close()
 
 
+ERROR_200 = {"error": {"code": "overloaded_error", "message": "no"}}
+
+
+class TestJsonInPlaceOfAStream:
+    def answer(self, body: bytes, content_type: str = "application/json", **policy: Any) -> list[Action]:
+        """Answer a request for a stream in two pieces and return all that the judge does."""
+        made = gateway(config(BIG, policy))
+        judge = JudgeExchange(made, "a")
+        headers = answered(routed(made, stream=True), 200, content_type=content_type)
+        half = len(body) // 2
+        pieces = (headers, chunk(body[:half], end=False), chunk(body[half:]))
+        return [action for piece in pieces for action in judge.handle(piece, NOW + 0.1)]
+
+    @pytest.mark.parametrize("guard", ["first_token", "complete"])
+    def test_that_holds_an_error_is_a_failed_attempt(self, guard: str) -> None:
+        actions = self.answer(json.dumps(ERROR_200).encode(), stream_guard=guard)
+        verdict = next(action for action in actions if isinstance(action, ReleaseHeaders))
+        assert (True, ("overloaded",)) == (verdict.retry, state_of(verdict).classes)
+
+    def test_is_the_error_that_the_caller_gets_when_nobody_else_can(self) -> None:
+        made = gateway(config({"big": chain(A)}))
+        book = conversation(made) >> answered(routed(made, stream=True), 200) >> chunk(ERROR_200)
+        shown = Some(Respond, status=503, body=error_body("overloaded_error"))
+        assert book << CancelTimer() << shown << Close()
+
+    def test_that_is_a_whole_answer_goes_on_as_it_is(self) -> None:
+        body = b' {"choices":[{"message":{"content":"hi"}}],"error":null}'
+        actions = self.answer(body)
+        assert [ReleaseHeaders(), ReleaseBody(body, True), CancelTimer()] == actions
+
+    def test_of_more_than_64_kib_goes_on_unread(self) -> None:
+        made = gateway(config(BIG))
+        begun = b'{"error":"' + b"x" * ERROR_BODY_LIMIT_BYTES
+        book = conversation(made) >> answered(routed(made, stream=True), 200) >> chunk(begun, end=False)
+        more = book << ReleaseHeaders() << ReleaseBody(begun, False) << CancelTimer()
+        assert more >> chunk(b'"}') << ReleaseBody(b'"}', True) << CancelTimer()
+
+    @pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
+    def test_that_is_a_stream_by_another_name_is_guarded(self, content_type: str) -> None:
+        body = b'data: {"error":{"code":"overloaded_error"}}\n\n'
+        actions = self.answer(body, content_type)
+        verdict = next(action for action in actions if isinstance(action, ReleaseHeaders))
+        assert (True, ("overloaded",)) == (verdict.retry, state_of(verdict).classes)
+
+    def test_that_is_no_json_either_is_a_failed_attempt(self) -> None:
+        actions = self.answer(b"upstream request failed", "text/plain")
+        verdict = next(action for action in actions if isinstance(action, ReleaseHeaders))
+        assert (True, ("bad_answer",)) == (verdict.retry, state_of(verdict).classes)
+
+    def test_passes_where_nothing_is_guarded(self) -> None:
+        body = json.dumps(ERROR_200).encode()
+        actions = self.answer(body, stream_guard="off")
+        assert ReleaseHeaders() == actions[0]
+
+
+def test_an_event_stream_that_nobody_asked_for_is_guarded_all_the_same() -> None:
+    made = gateway(config(BIG))
+    judge = JudgeExchange(made, "a")
+    judge.handle(answered(routed(made), 200, content_type="text/event-stream"), NOW + 0.1)
+    actions = judge.handle(chunk(b'data: {"error":{"code":"overloaded_error"}}\n\n'), NOW + 0.1)
+    verdict = next(action for action in actions if isinstance(action, ReleaseHeaders))
+    assert (True, ("overloaded",)) == (verdict.retry, state_of(verdict).classes)
+
+
 class TestAnOrdinaryAnswer:
     def test_passes_untouched(self) -> None:
         made = gateway(config(BIG))

@@ -268,11 +268,11 @@ class TestTheUpstreamChain:
     def test_of_a_keyless_provider_injects_nothing(self) -> None:
         assert "gateway.credential" not in [one["name"] for one in chain(clusters()["local"])]
 
-    def test_judges_all_but_an_ordinary_unary_success(self) -> None:
+    def test_judges_all_but_an_ordinary_success_of_a_request_for_no_stream(self) -> None:
         judge = chain(clusters()["openai"])[0]["typed_config"]
         (matcher,) = judge["xds_matcher"]["matcher_list"]["matchers"]
         assert "envoy.extensions.filters.common.matcher.action.v3.SkipFilter" in str(matcher["on_match"])
-        status, typed, content_type, length = matcher["predicate"]["and_matcher"]["predicate"]
+        status, typed, content_type, length, asked = matcher["predicate"]["and_matcher"]["predicate"]
         assert {"exact": "2xx"} == status["single_predicate"]["value_match"]
         some = typed["single_predicate"]
         assert (".+", "content-type") == (
@@ -287,6 +287,9 @@ class TestTheUpstreamChain:
             empty["value_match"],
             empty["input"]["typed_config"]["header_name"],
         )
+        stream = asked["not_matcher"]["single_predicate"]
+        assert {"string_match": {"exact": "stream"}} == stream["custom_match"]["typed_config"]["value"]
+        assert [{"key": "kind"}] == stream["input"]["typed_config"]["path"]
 
     def test_judges_answers_only_and_streams_them(self) -> None:
         """BUFFERED turns a large error into a local 500 that is not retried."""
