@@ -94,8 +94,9 @@ def of_status(status: Status, now: float) -> Json:
 def of_instance(instance: Instance, now: float) -> Json:
     """One gateway.
 
-    `{id, hostname, pid, live, wanted, applied, since, heartbeat_at, error, missing_keys: [reference]}`; `since` is when
-    `applied` became what it is, `error` is why `wanted` was refused; a reference is `openai (env OPENAI_API_KEY)`.
+    `{id, hostname, pid, live, wanted, applied, since, heartbeat_at, error, missing_keys: [text]}`; `since` is when
+    `applied` became what it is, `error` is why `wanted` was refused; a missing key is
+    `openai (env OPENAI_API_KEY is not set)`.
     """
     times = {"since": of_time(instance.since), "heartbeat_at": of_time(instance.heartbeat_at)}
     return asdict(instance) | times | {"live": instance.is_live(now), "missing_keys": list(instance.missing_keys)}

@@ -108,7 +108,7 @@ class Agent:
         self._trouble: str | None = None
         self._untold: list[Callable[[], None]] = []
         self._key_digests: dict[str, str] = {}
-        self._missing: frozenset[str] = frozenset()
+        self._missing: Mapping[str, str] = {}
         self._heartbeat_at = 0.0
         self._keys_at = 0.0
         self._apply_at = 0.0
@@ -259,10 +259,10 @@ class Agent:
         kept = replace(rendered, sds={name: {} for name in rendered.sds})
         self._live.append(Live(snapshot, kept))
         self._missing = rendered.missing_keys
-        self._gateway.activate(Active(snapshot, rendered.clusters, rendered.missing_keys))
+        self._gateway.activate(Active(snapshot, rendered.clusters, frozenset(rendered.missing_keys)))
         self._observer.applied(snapshot)
         for provider in sorted(rendered.missing_keys):
-            log.warning("the key of %s is not set: its targets are not used", self._reference(provider))
+            log.warning("without its key a provider's targets are not used: %s", self._reference(provider))
 
     async def _refuse(self, number: int, reason: str) -> None:
         self._refused = (number, reason)
@@ -302,7 +302,7 @@ class Agent:
             log.warning("keys and certificates stay as they were: %s", refusal)
             return
         digests = {name: _digest(document) for name, document in secrets.files.items()}
-        if digests == self._key_digests:
+        if (digests, secrets.missing_keys) == (self._key_digests, self._missing):
             return
         try:
             await asyncio.to_thread(self._files.write_secrets, secrets.files)
@@ -311,13 +311,13 @@ class Agent:
             return
         self._trouble = None
         self._key_digests, self._missing = digests, secrets.missing_keys
-        self._gateway.activate(Active(active.snapshot, active.rendered.clusters, secrets.missing_keys))
+        self._gateway.activate(Active(active.snapshot, active.rendered.clusters, frozenset(secrets.missing_keys)))
         log.info("provider keys were read anew; missing: %s", ", ".join(self.report.missing_keys) or "none")
 
     def _reference(self, provider: str) -> str:
-        """Return a provider of the active version and where its key is looked for."""
+        """Return a provider whose key is missing, where it is looked for, and what is wrong there."""
         key = self._live[-1].snapshot.providers[provider].api_key
-        return f"{provider} ({key.source} {key.name})" if key else provider
+        return f"{provider} ({key.source} {key.name} {self._missing[provider]})" if key else provider
 
     async def _retire(self, now: float) -> None:
         kept = [live for live in self._live if live.until is None or live.until > now]

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from extproc import envoy_admin
 from extproc.config.errors import ConfigErrors
-from extproc.config.snapshot import Provider, Snapshot
+from extproc.config.snapshot import Provider, SecretRef, Snapshot
 from extproc.data_dir import MAX_SOCKET_PATH_BYTES, DataDir
 from extproc.doctor_network import Reached, reach, tls_files_fault
 from extproc.envoy_binary import dotted, find_envoy, require_envoy
-from extproc.envoy_config.secrets import read_key
+from extproc.envoy_config.secrets import KeyMissingError, read_key
 from extproc.envoy_files import INOTIFY_LIMIT, SPARE_WATCHES
 from extproc.preflight import claim_port, load_snapshot, refuse_open_door
 from extproc.render import find_ca_file
@@ -124,18 +124,22 @@ def _keys(snapshot: Snapshot, environ: Mapping[str, str]) -> Iterator[Finding]:
     named = {provider.api_key.name for provider in snapshot.providers.values() if provider.api_key}
     for provider in snapshot.providers.values():
         reference = provider.api_key
-        if reference is None or read_key(reference, environ):
-            continue
-        if reference.source == "file":
-            remedy = f"write the key into {reference.name} and let this user read it"
-            yield Finding(Level.FAIL, "keys", f"provider {provider.name}: {reference.name} holds no key", remedy)
-            continue
-        free = [name for name, value in environ.items() if "KEY" in name and value.strip() and name not in named]
-        close = difflib.get_close_matches(reference.name, free, 1, 0.75)
-        remedy = f"export {reference.name}=..."
-        if close:
-            remedy += f", or name {close[0]} in the config, which is set"
-        yield Finding(Level.FAIL, "keys", f"provider {provider.name}: {reference.name} is not set", remedy)
+        try:
+            if reference is not None:
+                read_key(reference, environ)
+        except KeyMissingError as fault:
+            assert reference is not None  # noqa: S101 - tells the type checker
+            seen = f"provider {provider.name}: {reference.name} {fault}"
+            yield Finding(Level.FAIL, "keys", seen, _key_remedy(reference, environ, named))
+
+
+def _key_remedy(reference: SecretRef, environ: Mapping[str, str], named: set[str]) -> str:
+    if reference.source == "file":
+        return f"write the key, one line and nothing else, into a file {reference.name} that this user can read"
+    remedy = f"export {reference.name}=..."
+    free = [name for name, value in environ.items() if "KEY" in name and value.strip() and name not in named]
+    close = difflib.get_close_matches(reference.name, free, 1, 0.75)
+    return f"{remedy}, or name {close[0]} in the config, which is set" if close else remedy
 
 
 def _providers(snapshot: Snapshot, environ: Mapping[str, str]) -> Iterator[Finding]:

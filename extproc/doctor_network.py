@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from extproc.config.snapshot import Provider
+from extproc.envoy_config.named_files import AUTHORITIES_LIMIT_BYTES, read_named_file, why_unusable
 
 TIMEOUT_S = 5.0
 _SOON_S = 14 * 86_400.0
@@ -68,13 +69,14 @@ def _context(provider: Provider, ca_file: Path) -> ssl.SSLContext | Reached:
     trusted = provider.tls.ca_file or str(ca_file)
     name = f"provider {provider.name}"
     try:
+        read_named_file(trusted, AUTHORITIES_LIMIT_BYTES)
         context = ssl.create_default_context(cafile=trusted)
     except ssl.SSLError:
         remedy = "put the authority's certificate there in PEM form"
         return Reached(f"{name}: the authorities' file {trusted} holds no certificate", remedy)
     except OSError as error:
         remedy = "correct tls.ca_file, or let this user read the file"
-        return Reached(f"{name}: the authorities' file {trusted} cannot be read ({error.strerror})", remedy)
+        return Reached(f"{name}: the authorities' file {trusted} {why_unusable(error)}", remedy)
     if provider.tls.client_cert_file is None:
         return context
     return _with_client_certificate(context, name, provider.tls.client_cert_file, provider.tls.client_key_file)
@@ -85,10 +87,10 @@ def _with_client_certificate(
 ) -> ssl.SSLContext | Reached:
     for path in (cert_file, key_file or cert_file):
         try:
-            Path(path).read_bytes()
+            read_named_file(path)
         except OSError as error:
             remedy = "correct tls.client_cert_file and tls.client_key_file, or let this user read them"
-            return Reached(f"{name}: {path} cannot be read ({error.strerror})", remedy)
+            return Reached(f"{name}: {path} {why_unusable(error)}", remedy)
     try:
         context.load_cert_chain(cert_file, key_file, password=_no_password)
     except ssl.SSLError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from extproc.data_dir import DataDir
 from extproc.envoy_config.files import write_json, write_resources
+from extproc.envoy_config.named_files import why_unusable
 from extproc.envoy_config.render import render
 from extproc.envoy_config.resource import EnvoyPaths, Listen
 from extproc.preflight import load_snapshot, refuse_open_door
@@ -69,13 +70,15 @@ def run_render(settings: RenderSettings) -> int:
     try:
         rendered = render(snapshot, listen_of(settings.listen), paths, settings.environ)
     except OSError as error:
-        raise StartError(f"Cannot read {error.filename} of server.tls: {error.strerror}.") from None
+        raise StartError(f"Cannot use server.tls: {error.filename} {why_unusable(error)}.") from None
     try:
         paths.sds.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_resources(rendered, paths, "1")
         write_json(out / "bootstrap.json", rendered.bootstrap)
     except OSError as error:
         raise StartError(f"Cannot write to {out}: {error.strerror}. Choose another --out.") from None
-    for provider in sorted(rendered.missing_keys):
-        print(f"note: the key of provider {provider} is not set; a placeholder was written.", file=sys.stderr)  # noqa: T201
+    for provider, fault in sorted(rendered.missing_keys.items()):
+        key = snapshot.providers[provider].api_key
+        where = f"{key.name} {fault}" if key else fault
+        sys.stderr.write(f"note: provider {provider} has no key, {where}; a placeholder was written.\n")
     return 0

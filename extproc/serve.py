@@ -34,6 +34,7 @@ from extproc.core.judge import JudgeExchange
 from extproc.core.route import RouteExchange
 from extproc.data_dir import DataDir
 from extproc.envoy_binary import find_envoy
+from extproc.envoy_config.named_files import why_unusable
 from extproc.envoy_config.render import Rendered, render
 from extproc.envoy_config.resource import MIB, EnvoyPaths
 from extproc.envoy_config.secrets import Secrets, read_secrets
@@ -303,7 +304,7 @@ def _readable_certificate() -> Iterator[None]:
         reason = error.reason or "not PEM, or a key with a password"
         raise Refused(f"server.tls: cert_file and key_file cannot be used together: {reason}.") from None
     except OSError as error:
-        raise Refused(f"server.tls: {error.filename} cannot be read: {error.strerror}.") from None
+        raise Refused(f"server.tls: {error.filename} {why_unusable(error)}.") from None
 
 
 class LogReader:

@@ -31,7 +31,7 @@ class Report:
     refused: int | None = None
     error: str | None = None
     missing_keys: tuple[str, ...] = ()
-    """References that lead nowhere, such as `openai (env OPENAI_API_KEY)`; never a value."""
+    """Keys that cannot be used, and why, such as `openai (env OPENAI_API_KEY is not set)`; never a value."""
 
 
 @dataclass(frozen=True, slots=True)

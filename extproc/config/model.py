@@ -28,12 +28,12 @@ DEFAULT_POLICY = "default"
 
 
 class ApiKey(Section):
-    """Where a provider's key is found; exactly one of the two."""
+    """Where a provider's key is found; exactly one of the two. Without a usable key its targets are left out."""
 
     env: kinds.EnvName | None = None
     """Name of the environment variable that holds the key."""
     file: kinds.AbsolutePath | None = None
-    """Path of the file that holds the key; a change of the file is taken over within a second or two."""
+    """Path of the regular file, up to 64 KiB, with the key in one line; a change is taken over in a second or two."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -86,7 +86,7 @@ class HealthCheck(Section):
 
 
 class ProviderTls(Section):
-    """Files for TLS to one provider."""
+    """Files for TLS to one provider: regular ones of up to 64 KiB, `ca_file` of up to 4 MiB."""
 
     ca_file: kinds.AbsolutePath | None = None
     """Certificates of the authorities to trust, instead of the system's."""

@@ -10,6 +10,7 @@ from extproc.envoy_config.bootstrap import bootstrap
 from extproc.envoy_config.checks import checks_listener
 from extproc.envoy_config.clusters import provider_clusters
 from extproc.envoy_config.listener import listener
+from extproc.envoy_config.named_files import check_provider_tls
 from extproc.envoy_config.resource import EnvoyPaths, Json, Listen, any_of
 from extproc.envoy_config.routes import merge_routes, route_configuration
 from extproc.envoy_config.secrets import read_secrets
@@ -18,7 +19,10 @@ from extproc.envoy_config.tracing import collector_cluster
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One snapshot's Envoy documents; `clusters` maps (provider, policy) to cluster names."""
+    """One snapshot's Envoy documents; `clusters` maps (provider, policy) to cluster names.
+
+    `missing_keys` maps providers without a usable key to what is wrong with their reference.
+    """
 
     bootstrap: Json
     cds: list[Json]
@@ -26,11 +30,15 @@ class Rendered:
     lds: list[Json]
     sds: Mapping[str, Json]
     clusters: Mapping[tuple[str, str], str]
-    missing_keys: frozenset[str]
+    missing_keys: Mapping[str, str]
 
 
 def render(snapshot: Snapshot, listen: Listen, paths: EnvoyPaths, environ: Mapping[str, str]) -> Rendered:
-    """Return the documents of a snapshot; pure but for reading key files."""
+    """Return the documents of a snapshot; pure but for reading the files that it names.
+
+    Raises ConfigErrors for TLS files that no Envoy could read, and what `read_secrets` raises.
+    """
+    check_provider_tls(snapshot)
     clusters, resources = provider_clusters(snapshot, paths)
     secrets = read_secrets(snapshot, environ)
     collector = collector_cluster(snapshot, paths)

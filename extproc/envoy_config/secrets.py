@@ -1,29 +1,33 @@
 """Provider keys and the front certificate as Envoy secrets: read, written to `sds/`, and held nowhere else.
 
 The value passes through here on its way from environment or file to the SDS file; it is never logged, compared or
-kept. A reference that leads nowhere gets a placeholder, because Envoy rejects a cluster whose secret file is missing;
-its provider is then ineligible in planning.
+kept. A reference that leads to nothing usable gets a placeholder, because Envoy rejects a cluster whose secret file is
+missing; its provider is then ineligible in planning.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from extproc.config.snapshot import Provider, SecretRef, Server, Snapshot
 from extproc.envoy_config.filters import secret_name
+from extproc.envoy_config.named_files import read_named_file, why_unusable
 from extproc.envoy_config.resource import Json, any_of, content_hash
 
 PLACEHOLDER = "missing-key"
 
 
+class KeyMissingError(Exception):
+    """A reference leads to nothing that can be a key; the words say why, to stand behind its name."""
+
+
 class Secrets(NamedTuple):
-    """SDS documents by file name, and the providers whose reference led nowhere."""
+    """SDS documents by file name, and what is wrong with the key of each provider that has no usable one."""
 
     files: Mapping[str, Json]
-    missing_keys: frozenset[str]
+    missing_keys: Mapping[str, str]
 
 
 def read_secrets(snapshot: Snapshot, environ: Mapping[str, str]) -> Secrets:
@@ -33,16 +37,17 @@ def read_secrets(snapshot: Snapshot, environ: Mapping[str, str]) -> Secrets:
     could be served.
     """
     documents = _listener_secret(snapshot.server)
-    missing: set[str] = set()
+    missing: dict[str, str] = {}
     for provider in snapshot.providers.values():
         if provider.api_key is None:
             continue
-        value = read_key(provider.api_key, environ)
-        if value is None:
-            missing.add(provider.name)
-        name, document = _secret(provider, provider.api_key, value or PLACEHOLDER)
+        try:
+            value = read_key(provider.api_key, environ)
+        except KeyMissingError as fault:
+            missing[provider.name], value = str(fault), PLACEHOLDER
+        name, document = _secret(provider, provider.api_key, value)
         documents[f"{name}.json"] = document
-    return Secrets(documents, frozenset(missing))
+    return Secrets(documents, missing)
 
 
 def _listener_secret(server: Server) -> dict[str, Json]:
@@ -50,7 +55,7 @@ def _listener_secret(server: Server) -> dict[str, Json]:
     if not server.tls_cert_file or not server.tls_key_file:
         return {}
     files = server.tls_cert_file, server.tls_key_file
-    chain, key = (Path(name).read_text(encoding="ascii", errors="replace") for name in files)
+    chain, key = (read_named_file(name).decode("ascii", "replace") for name in files)
     # Envoy would go on with the old certificate and tell nobody: whether the two belong together is seen here.
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password="")
     name = listener_secret_name(*files)
@@ -67,17 +72,27 @@ def listener_secret_name(cert_file: str, key_file: str) -> str:
     return f"gateway-listener-{content_hash({'cert': cert_file, 'key': key_file})}"
 
 
-def read_key(reference: SecretRef, environ: Mapping[str, str]) -> str | None:
-    """Return a key's value without surrounding white space, None when there is none."""
+def read_key(reference: SecretRef, environ: Mapping[str, str]) -> str:
+    """Return a key's value without surrounding white space; raises KeyMissingError."""
+    value = _referred(reference, environ).strip()
+    if not value:
+        raise KeyMissingError("is not set" if reference.source == "env" else "is empty")
+    if len(value.splitlines()) > 1:
+        raise KeyMissingError("contains a line break inside")
+    if not value.isprintable():
+        raise KeyMissingError("contains a character that no header can carry")
+    return value
+
+
+def _referred(reference: SecretRef, environ: Mapping[str, str]) -> str:
     if reference.source == "env":
-        value = environ.get(reference.name, "")
-    else:
-        try:
-            value = Path(reference.name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            return None
-    value = value.strip()
-    return value if value and value.isprintable() else None
+        return environ.get(reference.name, "")
+    try:
+        return read_named_file(reference.name).decode("utf-8")
+    except UnicodeDecodeError:
+        raise KeyMissingError("is not text") from None
+    except OSError as error:
+        raise KeyMissingError(why_unusable(error)) from None
 
 
 def _secret(provider: Provider, reference: SecretRef, value: str) -> tuple[str, Json]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +123,7 @@ def test_a_key_that_is_missing_is_told_by_its_reference_and_its_targets_are_left
     gateway_factory: GatewayFactory, primary: Wall, fallback: Wall, tmp_path: Path
 ) -> None:
     key = tmp_path / "key"
+    os.mkfifo(key)
     gateway = gateway_factory(_key_in_file(primary, fallback, key))
     operator = Operator(tmp_path, data_dir=gateway.data_dir)
 
@@ -130,8 +132,10 @@ def test_a_key_that_is_missing_is_told_by_its_reference_and_its_targets_are_left
         return list(instance["missing_keys"])
 
     assert (200, "fallback/demo-fallback-upstream", "1") == served(gateway.chat())
-    assert [f"primary (file {key})"] == gateway.wait_until(missing, "the missing key in the status")
-    assert f"primary (file {key})" in operator.run("status").stdout
+    assert [f"primary (file {key} is not a regular file)"] == gateway.wait_until(missing, "the status")
+    assert f"primary (file {key} is not a regular file)" in operator.run("status").stdout
+    key.unlink()
+    gateway.wait_until(lambda: missing() == [f"primary (file {key} is not there)"], "the other reason")
     looks = {row["subject"]: row for row in operator.run("health", "--json").json}
     for subject in ("primary", "primary/demo-primary-upstream"):
         assert (False, "missing_key") == (looks[subject]["eligible"], looks[subject]["reason"])

@@ -320,7 +320,7 @@ def test_a_certificate_that_cannot_be_read_is_a_refusal_with_its_name(
 ) -> None:
     """Not a gateway that serves in the clear, and not one that serves nobody."""
     missing = Pair(tmp_path / "no.pem", tmp_path / "no.key")
-    with pytest.raises(AssertionError, match=r"server\.tls: .*no\.pem cannot be read"):
+    with pytest.raises(AssertionError, match=r"server\.tls: .*no\.pem is not there"):
         gateway_factory(secured(missing, primary, fallback))
 
 

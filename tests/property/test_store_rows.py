@@ -68,7 +68,7 @@ def filled(store: Store) -> Whole:
     store.mark_outcome(4, "failed", "Envoy said nö", actor="gw", now=NOW)
     store.return_to_parent(4, "refused by gw", actor="bob", now=NOW)
     store.refuse("publish", "eve", "the compiler refused it", {"errors": ["x"]}, NOW)
-    keys = ["openai (env OPENAI_API_KEY)"]
+    keys = ["openai (env OPENAI_API_KEY is not set)"]
     store.report("gw-1", hostname="h", pid=1, wanted=3, applied=3, error=None, missing_keys=keys, now=NOW)
     entries = store.audit_entries()[::-1]
     return Whole(entries, store.versions()[::-1], store.active_number(), entries[-1].hash)

@@ -160,6 +160,7 @@ class World:
         self.health = HealthEngine(lambda: 0.5)
         self.gateway = Gateway(self.health, lambda: 0.5)
         self.environ: dict[str, str] = {"a": "sk-first"}
+        self.fault = "is not set"
         self.seen: list[tuple[str, int]] = []
         self.rendered: list[int] = []
         self.read_on: list[threading.Thread] = []
@@ -185,7 +186,7 @@ class World:
     def read_secrets(self, snapshot: Snapshot) -> Secrets:
         self.read_on.append(threading.current_thread())
         files = {f"{name}.json": {"key": self.environ.get(name)} for name in sorted(snapshot.providers)}
-        return Secrets(files, frozenset(snapshot.providers) - self.environ.keys())
+        return Secrets(files, dict.fromkeys(snapshot.providers.keys() - self.environ.keys(), self.fault))
 
     # the agent's observer, as `serve` is
 
@@ -817,12 +818,16 @@ def test_a_provider_without_its_key_is_told_and_not_used(running: World) -> None
     assert (frozenset({"b"}), ("b",)) == (running.gateway.active.missing_keys, running.store.reports[-1].missing_keys)
 
 
-def test_a_missing_key_is_told_with_its_reference(running: World) -> None:
+def test_a_missing_key_is_told_with_its_reference_and_what_is_wrong(running: World) -> None:
     providers = config({"big": chain(B)})["providers"]
     providers["b"]["api_key"] = {"env": "B_KEY"}
     running.publish(written(2, B, providers=providers))
 
-    assert ("b (env B_KEY)",) == running.store.reports[-1].missing_keys
+    assert ("b (env B_KEY is not set)",) == running.store.reports[-1].missing_keys
+    running.fault = "contains a line break inside"
+    running.now += max(KEYS_S, HEARTBEAT_S)
+    running.turns(2)
+    assert ("b (env B_KEY contains a line break inside)",) == running.store.reports[-1].missing_keys
 
 
 def test_a_key_that_comes_later_makes_its_provider_usable(running: World) -> None:

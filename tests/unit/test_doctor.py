@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import socket
@@ -95,6 +96,16 @@ def test_a_key_under_another_name_is_guessed(examine_with: Examine) -> None:
     (finding,) = [finding for finding in findings if finding.check == "keys"]
     assert (Level.FAIL, True) == (finding.level, "OPENAI_KEY in the config" in finding.remedy)
     assert "sk-planted-secret" not in repr(findings)
+
+
+def test_a_key_that_is_a_pipe_is_found_and_not_waited_for(examine_with: Examine, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    text = CONFIG.format(base_url="https://api.openai.com/v1", private="false")
+
+    findings = examine_with(text=text.replace("{env: OPENAI_API_KEY}", f"{{file: {tmp_path}/pipe}}"))
+
+    (finding,) = [finding for finding in findings if finding.check == "keys"]
+    assert f"provider openai: {tmp_path}/pipe is not a regular file" == finding.seen
 
 
 def test_plain_http_to_a_public_provider_is_warned_of(examine_with: Examine) -> None:
@@ -298,7 +309,19 @@ class TestTls:
         told = [_told(examine_tls(tls={"ca_file": "/nowhere/ca.pem"}, network=network)) for network in (True, False)]
 
         assert [[(Level.FAIL, "tls")], [(Level.FAIL, "tls")]] == [bad for bad, _ in told]
-        assert {True} == {"/nowhere/ca.pem cannot be read (No such file" in words for _, words in told}
+        assert {True} == {"/nowhere/ca.pem is not there" in words for _, words in told}
+
+    @pytest.mark.parametrize("key", ["ca_file", "client_cert_file"])
+    def test_a_pipe_that_nobody_writes_is_found_and_not_waited_for(
+        self, examine_tls: Examine, authority: Authority, tmp_path: Path, key: str
+    ) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        files = {"ca_file": str(authority.cert), "client_key_file": str(authority.cert)}
+
+        bad, words = _told(examine_tls(tls=files | {"client_cert_file": str(authority.cert), key: f"{tmp_path}/pipe"}))
+
+        assert [(Level.FAIL, "tls")] == bad
+        assert f"{tmp_path}/pipe is not a regular file" in words
 
     def test_an_authorities_file_without_a_certificate_is_named(self, examine_tls: Examine, tmp_path: Path) -> None:
         (tmp_path / "empty.pem").write_text("nothing\n")

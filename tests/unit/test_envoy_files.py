@@ -34,7 +34,7 @@ def version(number: int, *clusters: str, keys: tuple[str, ...] = ("p.json",)) ->
         lds=[{"name": "gateway", "n": number}],
         sds={name: {"key": f"sk-{number}"} for name in keys},
         clusters={},
-        missing_keys=frozenset(),
+        missing_keys={},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import ssl
 import stat
@@ -15,7 +16,7 @@ from extproc.config.snapshot import SecretRef
 from extproc.envoy_config import files
 from extproc.envoy_config.files import write_json, write_resources
 from extproc.envoy_config.filters import secret_name
-from extproc.envoy_config.secrets import PLACEHOLDER, listener_secret_name, read_key
+from extproc.envoy_config.secrets import PLACEHOLDER, KeyMissingError, listener_secret_name, read_key
 from extproc.render import envoy_paths
 from tests.support.certs import Authority
 from tests.unit.config.build import edited
@@ -53,15 +54,15 @@ class TestASecret:
     def test_that_leads_nowhere_is_a_placeholder_and_reported(self) -> None:
         """Envoy rejects a cluster whose secret's file is missing."""
         made = rendered(environ={})
-        assert ([f"Bearer {PLACEHOLDER}"], frozenset({"openai"})) == (inline(made), made.missing_keys)
+        assert ([f"Bearer {PLACEHOLDER}"], {"openai": "is not set"}) == (inline(made), made.missing_keys)
 
     def test_that_is_there_is_not_reported(self) -> None:
-        assert frozenset() == rendered().missing_keys
+        assert {} == rendered().missing_keys
 
     def test_of_a_keyless_provider_does_not_exist(self) -> None:
         config = edited(ORDINARY, ("providers", "openai", "api_key"), ...)
         made = rendered(config)
-        assert ({}, frozenset()) == (dict(made.sds), made.missing_keys)
+        assert ({}, {}) == (dict(made.sds), made.missing_keys)
 
     def test_has_the_name_that_the_cluster_asks_for(self) -> None:
         made = rendered()
@@ -128,20 +129,48 @@ class TestTheFrontCertificate:
             self.made(TLS_FILES / "server.crt", other.key)
 
 
+def fault_of(reference: SecretRef, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(KeyMissingError) as caught:
+        read_key(reference, environ or {})
+    return str(caught.value)
+
+
 class TestReadingAKey:
-    @pytest.mark.parametrize("value", ["", "  ", "\n", "two\nlines", "nul\x00", "bell\x07"])
-    def test_that_cannot_be_a_header_gives_none(self, value: str) -> None:
-        assert read_key(SecretRef("env", "KEY"), {"KEY": value}) is None
+    @pytest.mark.parametrize(
+        ("value", "fault"),
+        [
+            ("", "is not set"),
+            (" \n", "is not set"),
+            ("two\nlines", "contains a line break inside"),
+            ("nul\x00", "contains a character that no header can carry"),
+            ("bell\x07", "contains a character that no header can carry"),
+        ],
+    )
+    def test_that_cannot_be_a_header_says_why(self, value: str, fault: str) -> None:
+        assert fault == fault_of(SecretRef("env", "KEY"), {"KEY": value})
 
     def test_drops_white_space_around_it(self) -> None:
         assert read_key(SecretRef("env", "KEY"), {"KEY": " sk-1\n"}) == "sk-1"
 
-    def test_from_a_file_that_is_missing_gives_none(self, tmp_path: Path) -> None:
-        assert read_key(SecretRef("file", str(tmp_path / "none")), {}) is None
+    @pytest.mark.parametrize(
+        ("content", "fault"),
+        [
+            (b"\n", "is empty"),
+            (b"\xff\xfe", "is not text"),
+            (b"sk-1\r\nsk-2\n", "contains a line break inside"),
+            (b"x" * 2_000_000, "is larger than 64 KiB"),
+        ],
+    )
+    def test_from_a_file_that_holds_none_says_why(self, content: bytes, fault: str, tmp_path: Path) -> None:
+        (tmp_path / "key").write_bytes(content)
+        assert fault == fault_of(SecretRef("file", str(tmp_path / "key")))
 
-    def test_from_a_file_that_is_no_text_gives_none(self, tmp_path: Path) -> None:
-        (tmp_path / "key").write_bytes(b"\xff\xfe")
-        assert read_key(SecretRef("file", str(tmp_path / "key")), {}) is None
+    def test_from_a_file_that_is_missing_says_so(self, tmp_path: Path) -> None:
+        assert "is not there" == fault_of(SecretRef("file", str(tmp_path / "none")))
+
+    def test_from_a_pipe_that_nobody_writes_does_not_wait(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "key")
+        assert "is not a regular file" == fault_of(SecretRef("file", str(tmp_path / "key")))
 
 
 class TestTheFiles:
