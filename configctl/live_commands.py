@@ -15,6 +15,7 @@ from configctl import live_render, live_shapes
 from configctl.admin_client import AdminClient, AdminError
 from configctl.live_shapes import Json
 from configctl.options import Place
+from configctl.render import one_line
 from configctl.screen import Screen
 from extproc.wire.pb import admin_pb2 as pb
 
@@ -61,7 +62,7 @@ def set_health(place: Place, request: pb.SetHealthRequest, *, as_json: bool) -> 
         screen.json(row | {"in_audit": answer.in_audit})
     else:
         reason = f" ({row['reason']})" if row["reason"] else ""
-        screen.say(f"{row['subject']} is {row['state']}{reason} on this gateway.")
+        screen.say(one_line(f"{row['subject']} is {row['state']}{reason} on this gateway."))
     return 0
 
 

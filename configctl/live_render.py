@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from configctl.render import one_line, print_rows, visible
-from configctl.screen import Screen, print_line
+from configctl.render import one_line, print_rows
+from configctl.screen import Screen, print_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from configctl.diff import section_of
-from configctl.screen import Screen, print_line
+from configctl.screen import Screen, print_line, visible
 from configctl.shapes import of_entry, of_time
 
 if TYPE_CHECKING:
@@ -56,11 +56,6 @@ def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence
 def one_line(text: str) -> str:
     """Return text fit for one line: control characters become spaces, and several spaces one."""
     return " ".join(visible(text).split())
-
-
-def visible(text: str) -> str:
-    """Return text that cannot steer a terminal: each control character becomes a space."""
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def print_history(console: Console, versions: Iterable[Version], active: int | None) -> None:

@@ -40,10 +40,15 @@ class Screen:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """Print text as it is: what it holds is no markup."""
+    """Print text, a line or several: what it holds is no markup and steers no terminal."""
     from rich.text import Text
 
-    console.print(Text(text, style=style))
+    console.print(Text("\n".join(map(visible, text.split("\n"))), style=style))
+
+
+def visible(text: str) -> str:
+    """Return text that cannot steer a terminal: each control character becomes a space."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def is_terminal() -> bool:

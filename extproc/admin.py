@@ -24,6 +24,7 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.errors import ConfigErrors
 from extproc.config.load import load_config
 from extproc.config.snapshot import Snapshot, TargetKey
+from extproc.core.body import MODEL_NAME_LIMIT, fault_of_name
 from extproc.core.gateway import Gateway
 from extproc.core.health_state import Subject
 from extproc.core.story import Replay, Story, explain_json, replay
@@ -227,6 +228,13 @@ def _fault_of(request: pb.SetHealthRequest, actor: str) -> str | None:
         return "The action must be drain, down or restore."
     if not actor:
         return "An order needs an owner, so that others know whom to ask: a name with it, or in the certificate."
+    # A provider that serves any model takes any text for one, and every transition of it is logged.
+    model = request.subject.partition("/")[2]
+    if len(model) > MODEL_NAME_LIMIT or fault_of_name(model) is not None:
+        return (
+            "The subject's model must be one line of visible characters, without spaces at its ends, "
+            f"and at most {MODEL_NAME_LIMIT} of them."
+        )
     if request.action == pb.HEALTH_ACTION_RESTORE:
         return None
     if not request.reason.strip():

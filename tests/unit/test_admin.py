@@ -147,6 +147,10 @@ def test_an_order_holds_without_the_store_and_says_so(service: AdminService, jou
     assert "down" == next(row for row in scene.gateway.health.states(NOW) if row.subject == "first").view.state
 
 
+def test_any_model_that_a_caller_may_name_can_be_the_subject(service: AdminService) -> None:
+    assert "third/org/mödel 日本" == order(service, subject="third/org/mödel 日本").subject
+
+
 @pytest.mark.parametrize(
     ("members", "act", "refused"),
     [
@@ -159,6 +163,10 @@ def test_an_order_holds_without_the_store_and_says_so(service: AdminService, jou
         ({"expires_in_s": 1e300}, "health_down", "The expiry must be above 0"),
         ({"subject": "nobody"}, "health_down", "'nobody' is neither a provider nor one of its targets"),
         ({"subject": "first/unknown"}, "health_down", "'first/unknown' is neither a provider"),
+        ({"subject": "third/a\x1b[2J\r\nFAKE"}, "health_down", "The subject's model must be"),
+        ({"subject": "third/a\u202e"}, "health_down", "The subject's model must be"),
+        ({"subject": "third/ a", "action": pb.HEALTH_ACTION_RESTORE}, "health_restore", "The subject's model must be"),
+        ({"subject": f"third/{'a' * 257}"}, "health_down", "The subject's model must be"),
     ],
 )
 @pytest.mark.parametrize("in_audit", [True, False])
