@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from configctl.commands import compile_version, validate
+from configctl.commands import compile_version, readable, validate
 from configctl.diff import Change, diff_contents
 from configctl.history import version_before
 from configctl.records import EMPTY, Conflict, NoSuchVersion, NothingToPublish, Published, Returned, Version
@@ -86,7 +86,7 @@ def propose_publish(store: Store, source: str, act: Act, now: float) -> Proposal
         return conflict
     if active is not None and active.digest == checked.snapshot.digest:
         return NothingToPublish(active)
-    changes = diff_contents(active.content if active else None, checked.content)
+    changes = diff_contents(readable(active).content if active else None, checked.content)
     return Proposal("publish", checked.content, checked.snapshot.digest, active, changes)
 
 
@@ -106,7 +106,7 @@ def propose_rollback(store: Store, to: int | None, act: Act, now: float) -> Prop
     except ConfigErrors as errors:
         _record_refusal(store, "rollback", act, errors, f"version {target.number}", now)
         raise
-    changes = diff_contents(active.content, target.content)
+    changes = diff_contents(readable(active).content, target.content)
     return Proposal("rollback", target.content, target.digest, active, changes, target)
 
 

@@ -100,6 +100,18 @@ def diff(store: Store, first: str | None, second: str | None) -> tuple[Change, .
     return diff_contents(_side(store, first), _side(store, second))
 
 
+def readable(version: Version) -> Version:
+    """Return a version whose content can be compared and shown; raises Refusal."""
+    try:
+        _ = version.config
+    except ValueError:
+        raise Refusal(
+            f"Version {version.number} was changed, its content cannot be read: "
+            "`configctl audit verify` names all that was."
+        ) from None
+    return version
+
+
 def preview(store: Store, source: str, health: Health | None = None) -> Preview:
     """Say what publishing a file would bring about."""
     from configctl.preview import preview_snapshot
@@ -114,7 +126,7 @@ def show(store: Store, number: int) -> Version:
     version = store.version(number)
     if version is None:
         raise Refusal(f"There is no version {number}: see `configctl history`.")
-    return version
+    return readable(version)
 
 
 def current(store: Store) -> Version:
@@ -161,4 +173,4 @@ def _side(store: Store, text: str) -> bytes:
 
 
 def _content(version: Version | None) -> bytes | None:
-    return version.content if version is not None else None
+    return readable(version).content if version is not None else None

@@ -1,7 +1,8 @@
 """What differs between two configs, by meaning: models, targets, policies, providers, clients.
 
 Pure: two canonical contents in, changes out. Works on the normal form, so a default that somebody spells out is no
-change. Targets are known by `provider/model` and clients by name, so that moving one is not changing it.
+change. Targets are known by `provider/model` and clients by name, so that moving one is not changing it. An object of
+another shape is compared as it is.
 Invariant: no change holds a credential: keys are references, token digests are cut to their first digits.
 """
 
@@ -53,7 +54,7 @@ def section_of(change: Change) -> str:
 def _compare(path: _Steps, before: Any, after: Any) -> Iterator[Change]:
     if before is _ABSENT and after is _ABSENT:
         return
-    if _is_named(path, before) or _is_named(path, after):
+    if all(side is _ABSENT or _is_named(path, side) for side in (before, after)):
         yield from _compare_named(path, before, after)
     elif isinstance(before, dict) and isinstance(after, dict):
         yield from _compare_mappings(path, before, after)
@@ -83,15 +84,26 @@ def _compare_named(path: _Steps, before: Any, after: Any) -> Iterator[Change]:
 
 
 def _is_named(path: _Steps, value: Any) -> bool:
-    return isinstance(value, list) and (path == ("clients",) or (path[0] == "models" and path[-1] == "targets"))
+    keys = _naming_keys(path)
+    return bool(keys) and isinstance(value, list) and all(_has_texts(item, keys) for item in value)
+
+
+def _naming_keys(path: _Steps) -> tuple[str, ...]:
+    """Return the keys that name an entry of the list at a path, none where entries have no names."""
+    if path == ("clients",):
+        return ("name",)
+    return ("provider", "model") if path[0] == "models" and path[-1] == "targets" else ()
+
+
+def _has_texts(item: Any, keys: tuple[str, ...]) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(key), str) for key in keys)
 
 
 def _by_name(path: _Steps, items: Any) -> dict[str, Any]:
     if items is _ABSENT:
         return {}
-    if path == ("clients",):
-        return {item["name"]: item for item in items}
-    return {f"{item['provider']}/{item['model']}": item for item in items}
+    keys = _naming_keys(path)
+    return {"/".join(item[key] for key in keys): item for item in items}
 
 
 def _written(path: _Steps) -> str:

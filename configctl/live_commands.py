@@ -9,14 +9,12 @@ import sys
 import time
 from contextlib import suppress
 
-import orjson
-
 from configctl import live_render, live_shapes
 from configctl.admin_client import AdminClient, AdminError
 from configctl.live_shapes import Json
 from configctl.options import Place
 from configctl.render import one_line
-from configctl.screen import Screen
+from configctl.screen import Screen, to_json
 from extproc.wire.pb import admin_pb2 as pb
 
 _WATCH_S = 1.0
@@ -83,7 +81,7 @@ def list_requests(place: Place, request: pb.ListRequestsRequest, *, as_json: boo
         with suppress(KeyboardInterrupt, BrokenPipeError):
             if as_json:
                 for row in rows:
-                    sys.stdout.write(f"{orjson.dumps(row).decode()}\n")
+                    sys.stdout.write(f"{to_json(row)}\n")
                     sys.stdout.flush()
             else:
                 live_render.follow_requests(screen, rows)

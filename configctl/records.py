@@ -32,6 +32,8 @@ LIVE_WITHIN_S = 10.0
 """An instance is live while its last heartbeat is younger than this."""
 EMPTY = 0
 """The number to expect where no version is active yet."""
+_LEVELS = 32
+"""Deeper than any config, and far from where writing JSON or YAML comes to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,11 @@ class Version:
     outcome: Outcome = "pending"
     outcome_reason: str | None = None
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The content as a mapping, of whatever shape; ValueError when somebody broke it."""
+        return _mapping(self.content)
+
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
@@ -73,10 +80,7 @@ class AuditEntry:
     @property
     def details(self) -> Mapping[str, Any]:
         """The detail as a mapping; ValueError when somebody broke it."""
-        value = orjson.loads(self.detail)
-        if not isinstance(value, dict):
-            raise ValueError("is not a JSON object")
-        return value
+        return _mapping(self.detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +147,17 @@ class NoSuchVersion:
 def canonical(value: object) -> bytes:
     """Write plain data as compact JSON with sorted keys."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def _mapping(text: str | bytes) -> Mapping[str, Any]:
+    value = orjson.loads(text)
+    if not isinstance(value, dict) or not _ends_within(_LEVELS, value):
+        raise ValueError("is not a JSON object that somebody can read")
+    return value
+
+
+def _ends_within(levels: int, value: object) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_ends_within(levels - 1, item) for item in items)

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from configctl.diff import section_of
-from configctl.screen import Screen, print_line, visible
+from configctl.screen import Screen, print_line, to_json, visible
 from configctl.shapes import of_entry, of_time
 
 if TYPE_CHECKING:
@@ -97,7 +95,7 @@ def print_shown(console: Console, version: Version) -> None:
     """Print a version as a config file, with what is known about it in comments."""
     facts = f"version {version.number}, {_kind(version)} by {version.author} at {of_time(version.created_at)}"
     print_line(console, f"# {one_line(facts)}: {one_line(version.message)}")
-    print_line(console, as_yaml(orjson.loads(version.content)))
+    print_line(console, as_yaml(version.config))
 
 
 def print_changes(console: Console, changes: Sequence[Change]) -> None:
@@ -108,13 +106,13 @@ def print_changes(console: Console, changes: Sequence[Change]) -> None:
             section = section_of(change)
             print_line(console, section, "bold")
         mark, style = _MARKS[change.kind]
-        whole = change.after if change.kind == "added" else change.before
+        whole, path = change.after if change.kind == "added" else change.before, one_line(change.path)
         if change.kind in ("added", "removed"):
-            text = f"{change.path}:{_indented(whole, mark)}"
+            text = f"{path}:{_indented(whole, mark)}"
         elif change.kind == "reordered":
-            text = f"{change.path}: order {_short(change.before)} -> {_short(change.after)}"
+            text = f"{path}: order {_short(change.before)} -> {_short(change.after)}"
         else:
-            text = f"{change.path}: {_short(change.before)} -> {_short(change.after)}"
+            text = f"{path}: {_short(change.before)} -> {_short(change.after)}"
         print_line(console, f"  {mark} {text}", style)
 
 
@@ -140,7 +138,7 @@ def print_preview(console: Console, preview: Preview) -> None:
 def print_status(console: Console, status: Status, now: float) -> None:
     """Print the wanted version and one line an instance."""
     wanted = f"{status.active.number} ({status.active.outcome})" if status.active else "none"
-    print_line(console, f"wanted version: {wanted}")
+    print_line(console, one_line(f"wanted version: {wanted}"))
     if not status.instances:
         print_line(console, "no gateway has reported to this store within a day")
         return
@@ -180,7 +178,7 @@ def print_audit(console: Console, entries: Iterable[AuditEntry]) -> None:
 def print_verified(console: Console, verified: Verified) -> None:
     """Print what is broken, or that nothing is."""
     for broken in verified.broken:
-        print_line(console, f"{broken.what} {broken.reason}", "red")
+        print_line(console, one_line(f"{broken.what} {broken.reason}"), "red")
     if not verified.broken:
         head = f", the last one is {verified.head}" if verified.head else ""
         print_line(console, f"whole: {verified.versions} versions, {verified.entries} audit entries{head}")
@@ -219,7 +217,8 @@ def print_verdicts(screen: Screen, report: Report) -> None:
     for verdict in report.verdicts.answers:
         screen.say(f"  {_verdict(verdict)}", _STYLES.get(verdict.answer, ""))
     for instance in report.verdicts.gone:
-        screen.say(f"  {instance.id} ({instance.hostname}): has been silent, not waited for", "yellow")
+        who = one_line(f"{instance.id} ({instance.hostname})")
+        screen.say(f"  {who}: has been silent, not waited for", "yellow")
     if report.returned is not None:
         to = report.returned.to
         screen.say(f"The wanted version is {to.number} again." if to else "No version is wanted any more.")
@@ -231,14 +230,17 @@ def waiting_line(verdicts: Verdicts) -> str:
     """Say who is still waited for."""
     waiting = [verdict.instance for verdict in verdicts.with_answer("waiting")]
     done = len(verdicts.answers) - len(waiting)
-    return f"{done} of {len(verdicts.answers)} answered, waiting for {', '.join(waiting)}"
+    return one_line(f"{done} of {len(verdicts.answers)} answered, waiting for {', '.join(waiting)}")
 
 
 def as_yaml(value: object) -> str:
-    """Write plain data as YAML, keys in their order."""
+    """Write plain data as YAML, keys in their order; what could steer a terminal is escaped."""
     import yaml
 
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110).rstrip()
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    if not text.replace("\n", "").isprintable():
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, width=110)
+    return text.rstrip()
 
 
 def _print_candidates(console: Console, candidates: Candidates) -> None:
@@ -254,7 +256,7 @@ def _print_candidates(console: Console, candidates: Candidates) -> None:
 
 
 def _verdict(verdict: Verdict) -> str:
-    who = f"{verdict.instance} ({verdict.hostname})"
+    who = one_line(f"{verdict.instance} ({verdict.hostname})")
     if verdict.answer == "applied":
         return f"{who}: applied after {verdict.after_s:.1f} s"
     if verdict.answer == "failed":
@@ -271,7 +273,7 @@ def _instances(count: int) -> str:
 
 
 def _short(value: Any) -> str:
-    return orjson.dumps(value).decode()
+    return to_json(value)
 
 
 def _indented(value: Any, mark: str) -> str:

@@ -31,8 +31,7 @@ class Screen:
 
     def json(self, value: object) -> None:
         """Print one JSON document."""
-        text = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{to_json(value, orjson.OPT_INDENT_2)}\n")
 
     def say(self, sentence: str, style: str = "") -> None:
         """Tell the operator something that is no data."""
@@ -46,9 +45,22 @@ def print_line(console: Console, text: str, style: str = "") -> None:
     console.print(Text("\n".join(map(visible, text.split("\n"))), style=style))
 
 
+def to_json(value: object, option: int = 0) -> str:
+    """Write JSON that cannot steer a terminal: what is not printable in a text is escaped, which means the same."""
+    text = orjson.dumps(value, option=option).decode()
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else _escaped(char) for char in text)
+
+
 def visible(text: str) -> str:
     """Return text that cannot steer a terminal: each control character becomes a space."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _escaped(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def is_terminal() -> bool:

@@ -9,8 +9,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 if TYPE_CHECKING:
     from configctl.changes import Report
     from configctl.commands import Checked, ClientKey, Status, Verified
@@ -77,7 +75,7 @@ def of_history(versions: tuple[Version, ...], active: int | None) -> list[Json]:
 
 def of_shown(version: Version) -> Json:
     """`show N`: a version as in `current`, with `content`, which is itself a config file."""
-    return of_version(version) | {"content": orjson.loads(version.content)}
+    return of_version(version) | {"content": version.config}
 
 
 def of_status(status: Status, now: float) -> Json:
