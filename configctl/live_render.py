@@ -146,7 +146,7 @@ def story_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _candidate_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if not story["candidates"]:
-        yield "no target was considered", ""
+        yield _nothing_considered(story), ""
         return
     yield "considered:", "bold"
     for candidate in story["candidates"]:
@@ -164,6 +164,14 @@ def _candidate_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"  {verdict} {candidate['target']} ({place}): {told}", "" if candidate["eligible"] else "yellow"
     order = ", ".join(f"{place['target']} ({place['mode']})" for place in story["plan"]) or "nobody"
     yield f"planned: {order}", ""
+
+
+def _nothing_considered(story: dict[str, Any]) -> str:
+    if not story["attempts"] and not story["served_by"]:
+        return "no target was considered"
+    if story["ticket"] is None:
+        return "what was considered was lost with a restart of extproc"
+    return "what was considered was lost: its config version had left memory"
 
 
 def _attempt_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:

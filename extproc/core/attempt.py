@@ -75,6 +75,7 @@ class AttemptExchange:
             error = GatewayError("gateway_unavailable", "The gateway lost track of this request; send it again.")
             return self._end(Respond(error.status, (JSON,), error.body("openai"), None))
         attempt = int(count)
+        self._gateway.requests.take_over(state, now)
         policy = self._gateway.policy_of(state, active)
         silent = len(state.classes) < attempt - 1
         state = state.opened(attempt, now, self._classes(state, policy, attempt, now))

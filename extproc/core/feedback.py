@@ -2,18 +2,20 @@
 
 The judge understands answered failures; this is where silent ones, broken ones and good ones get theirs. Attempt
 entries carry no attempt number, so they are matched to a request's attempts in order; a last attempt with a good answer
-has none and is settled by the request's own. Each attempt is charged once, whoever comes first.
+has none and is settled by the request's own. Each attempt is charged once, whoever comes first. A request that a
+process before this one planned is taken over from the metadata in Envoy's entry, so that it counts as any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from extproc.core.gateway import Gateway
 from extproc.core.health import Success
 from extproc.core.outcome import BROKEN_STREAMS, ErrorClass, Failure
 from extproc.core.records import AttemptRecord, RequestRecord
+from extproc.core.request_state import RequestState
 from extproc.core.reset_times import exhausted_until
 
 
@@ -56,6 +58,8 @@ class RequestLogged:
     """Whether Envoy ended it because the last attempt's provider had an address that it may not have."""
     last: AttemptLogged | None = None
     """Its last attempt, when Envoy tells of it here: its answer was good, or the caller left."""
+    state: Callable[[], RequestState | None] = field(default=lambda: None, compare=False, repr=False)
+    """Reads what Envoy's metadata holds of the request: costly, so only for one that nobody here knows."""
 
 
 ABORT_FLAGS = frozenset({"downstream_connection_termination", "downstream_remote_reset"})
@@ -72,6 +76,7 @@ def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
     """Settle the next unsettled attempt of a request by Envoy's account of it."""
     record = gateway.requests.by_id.get(event.request_id)
     if record is None:
+        gateway.requests.keep_early(event)
         return
     record.logged += 1
     attempt = _match(record, event)
@@ -83,6 +88,7 @@ def attempt_logged(gateway: Gateway, event: AttemptLogged, now: float) -> None:
 def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     """Take note that a request ended and of how many attempts Envoy made for it."""
     gateway.requests.observer.request_logged(event)
+    _take_over(gateway, event, now)
     if event.flags and event.request_id:
         gateway.requests.left(event.request_id)
     record = gateway.requests.by_id.get(event.request_id)
@@ -96,9 +102,23 @@ def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     gateway.requests.reported(record, _entries_due(gateway, record, event, now), now)
 
 
+def _take_over(gateway: Gateway, event: RequestLogged, now: float) -> None:
+    """Make a request known that a process before this one planned, and settle its attempts by what came of them."""
+    known = event.request_id in gateway.requests.by_id
+    state = event.state() if event.attempts and not known else None
+    if state is not None and state.id == event.request_id:
+        gateway.requests.take_over(state, now)
+    for entry in gateway.requests.take_early(event.request_id):
+        attempt_logged(gateway, entry, now)
+
+
 def _entries_due(gateway: Gateway, record: RequestRecord, event: RequestLogged, now: float) -> int:
-    """Return how many entries of attempts Envoy writes for a request; settle the last attempt when that has none."""
-    if not record.attempts or record.first + len(record.attempts) - 1 != event.attempts:
+    """Return how many entries of attempts Envoy writes to us; settle the last attempt when that has none."""
+    return _entries_written(gateway, record, event, now) - sum(attempt.inherited for attempt in record.attempts)
+
+
+def _entries_written(gateway: Gateway, record: RequestRecord, event: RequestLogged, now: float) -> int:
+    if len(record.attempts) != event.attempts:
         return event.attempts
     attempt = record.attempts[-1]
     if event.last is not None and event.last.cluster == attempt.step.cluster:
@@ -134,9 +154,9 @@ def _address_denied(gateway: Gateway, record: RequestRecord, now: float) -> None
 
 
 def _match(record: RequestRecord, event: AttemptLogged) -> AttemptRecord | None:
-    if record.first > 1:
+    if record.taken_over:
         # Entries of earlier attempts may have gone to the process that began them.
-        here = (attempt for attempt in record.attempts if not attempt.settled)
+        here = (attempt for attempt in record.attempts if attempt.logged is None and not attempt.inherited)
         return next((attempt for attempt in here if attempt.step.cluster == event.cluster), None)
     index = record.logged - 1
     if index < len(record.attempts) and record.attempts[index].step.cluster == event.cluster:

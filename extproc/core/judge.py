@@ -143,6 +143,7 @@ class JudgeExchange:
         case = self._case = open_case(self._gateway, event.state)
         if case is None:
             return self._release(now)
+        self._gateway.requests.take_over(case.state, now)
         if 200 <= event.status < 300:
             return self._on_success_headers(case, event, now)
         if event.end_of_stream:

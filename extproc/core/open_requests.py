@@ -2,7 +2,8 @@
 
 Owns the records from a request's plan to Envoy's last word of it, what clients and provider accounts have under way,
 and the charging of each attempt exactly once: by the judge when it was answered, by the access log when it was silent
-or good. Invariant: what is remembered is bounded in number, time and size, whatever Envoy's log fails to tell.
+or good. A request that a process before this one began is taken over from its metadata. Invariant: what is remembered
+is bounded in number, time and size, whatever Envoy's log fails to tell.
 Not thread-safe: one event loop.
 """
 
@@ -11,23 +12,30 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from extproc.config.snapshot import Cooldown
-from extproc.core.health import HealthEngine, Success, Transition
+from extproc.core.health import HealthEngine, Permit, Success, Transition
 from extproc.core.in_flight import InFlight
 from extproc.core.limits import ClientLimits
-from extproc.core.outcome import Failure
+from extproc.core.outcome import ErrorClass, Failure
 from extproc.core.records import AttemptRecord, Evidence, Nobody, Observer, RequestRecord
-from extproc.core.request_state import RequestState
+from extproc.core.request_state import PlanStep, RequestState
+
+if TYPE_CHECKING:
+    from extproc.core.feedback import AttemptLogged
 
 RECORD_LIMIT = 100_000
 REFUSED_LIMIT = 10_000
 GONE_LIMIT = 10_000
+EARLY_LIMIT = 1_000
 RECORD_MAX_AGE_S = 3600.0 * 2
 REPORT_GRACE_S = 10.0
 """How long after a request's own log entry those of its attempts may still come."""
 COUNTED_MAX_AGE_S = 600.0
 """How long after its request arrived an attempt counts as under way: its entry in Envoy's log may be lost."""
+_CLASSES = frozenset(ErrorClass)
+INHERITED = ("details lost in a restart of extproc",)
 
 
 class OpenRequests:
@@ -53,6 +61,8 @@ class OpenRequests:
         self._cooldown_of = cooldown_of
         self._on_transition = on_transition
         self._reported: deque[tuple[float, str]] = deque()
+        self._early: OrderedDict[str, list[AttemptLogged]] = OrderedDict()
+        """Entries of attempts of requests that nobody here knows; one of these may be taken over yet."""
         self._gone: OrderedDict[str, None] = OrderedDict()
         """Requests that ended before their time: an exchange of theirs may still be on its way to us."""
 
@@ -85,15 +95,44 @@ class OpenRequests:
         """Remember that the state's present attempt starts now."""
         record = self.by_id.get(state.id)
         if record is None:
-            if state.id in self._gone:
-                return
-            record = self._remember(RequestRecord(state, first=state.attempt), now)
-        # The first error may be 64 KiB long, and metadata carries it.
-        record.state = state if state.first_error is None else replace(state, first_error=None)
+            self.take_over(state, now)
+            return
+        record.state = _without_body(state)
         step = state.step(state.attempt)
         if step is not None:
-            record.attempts.append(AttemptRecord(step, self._health.begin(step.key, now), counted=True, started=now))
-            self._in_flight.begin(step.provider)
+            record.attempts.append(self._begun(step, now, now))
+
+    def _begun(self, step: PlanStep, started: float, now: float) -> AttemptRecord:
+        self._in_flight.begin(step.provider)
+        return AttemptRecord(step, self._health.begin(step.key, now), counted=True, started=started)
+
+    def take_over(self, state: RequestState, now: float) -> None:
+        """Remember a request that a process before this one began, unless it is known or long gone.
+
+        That process charged the attempts whose class the state has; the others are still to be settled.
+        """
+        if state.id in self.by_id or state.id in self._gone or now - state.arrived > RECORD_MAX_AGE_S:
+            return
+        record = self._remember(RequestRecord(_without_body(state), taken_over=True), now)
+        for number, step in enumerate(state.plan[: state.attempt], 1):
+            started = state.started if number == state.attempt else state.arrived
+            if number > len(state.classes):
+                record.attempts.append(self._begun(step, started, now))
+            else:
+                record.attempts.append(_inherited(step, started, state.classes[number - 1]))
+
+    def keep_early(self, entry: AttemptLogged) -> None:
+        """Keep an entry of an attempt until its request is taken over: that may be a moment later."""
+        if entry.request_id in self._gone:
+            return
+        while len(self._early) >= EARLY_LIMIT:
+            self._early.popitem(last=False)
+        # Headers would keep the whole message in memory that brought the entry; those of failures are not read.
+        self._early.setdefault(entry.request_id, []).append(replace(entry, headers={}))
+
+    def take_early(self, request_id: str) -> list[AttemptLogged]:
+        """Hand out the entries that were kept of a request."""
+        return self._early.pop(request_id, [])
 
     def attempt_held(self, state: RequestState, *, held: bool, first_token_s: float | None = None) -> None:
         """Remember whether the present attempt's answer is held back, and when its first output came."""
@@ -110,12 +149,8 @@ class OpenRequests:
 
     def attempt_failed(self, state: RequestState, failure: Failure, now: float) -> None:
         """Charge the present attempt, which was answered and understood."""
-        record = self.by_id.get(state.id)
-        attempt = _attempt(record, state.attempt)
-        step = state.step(state.attempt)
-        if attempt is None and step is not None and state.id not in self._gone:
-            # Another process began it, or this one restarted since: the failure counts all the same.
-            attempt = AttemptRecord(step, self._health.begin(step.key, now), started=state.started)
+        self.take_over(state, now)
+        attempt = _attempt(self.by_id.get(state.id), state.attempt)
         if attempt is not None and not attempt.settled:
             self.settle(attempt, state, failure, now)
 
@@ -192,5 +227,16 @@ class OpenRequests:
 
 
 def _attempt(record: RequestRecord | None, number: int) -> AttemptRecord | None:
-    index = -1 if record is None else number - record.first
-    return record.attempts[index] if record is not None and 0 <= index < len(record.attempts) else None
+    return record.attempts[number - 1] if record is not None and 0 < number <= len(record.attempts) else None
+
+
+def _without_body(state: RequestState) -> RequestState:
+    """Return a state that is cheap to keep: the first error may be 64 KiB long, and metadata carries it."""
+    return state if state.first_error is None else replace(state, first_error=None)
+
+
+def _inherited(step: PlanStep, started: float, error_class: str) -> AttemptRecord:
+    # A class that this release does not know stays without a verdict.
+    failure = Failure(ErrorClass(error_class), evidence=INHERITED) if error_class in _CLASSES else None
+    permit = Permit(0, step.key, started, probe=False)
+    return AttemptRecord(step, permit, failure, settled=True, started=started, inherited=True)

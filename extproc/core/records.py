@@ -53,6 +53,8 @@ class AttemptRecord:
     next: str | None = None
     """What was decided after it failed, and why."""
     logged: AttemptLogged | None = None
+    inherited: bool = False
+    """Whether a process before this one charged it: only its class is known, and Envoy's entry went there."""
 
 
 @dataclass(slots=True)
@@ -61,8 +63,8 @@ class RequestRecord:
 
     state: RequestState
     session: bytes | None = None
-    first: int = 1
-    """The number of the first attempt that began here; above 1 when a process before this one began the request."""
+    taken_over: bool = False
+    """Whether a process before this one began it: Envoy's entries of some attempts may have gone there."""
     attempts: list[AttemptRecord] = field(default_factory=list)
     logged: int = 0
     """Entries of its attempts that came."""

@@ -65,7 +65,7 @@ class Teller:
         evidence = refused if record is None else record.evidence
         setting = self._setting(evidence, snapshot) if evidence is not None and snapshot is not None else None
         attempts = tuple(_tried(n, a) for n, a in enumerate(record.attempts, 1)) if record is not None else ()
-        classes = _classes(attempts) if record is not None else (request.classes if request is not None else ())
+        known, logged = _classes(attempts), request.classes if request is not None else ()
         served = request is not None and told.get("route_mode", "none") != RouteMode.NONE
         version = _whole(told.get("version")) if state is None else state.version
         return Story(
@@ -95,8 +95,9 @@ class Teller:
             candidates=_considered(setting, evidence),
             plan=_plan(record.first_plan) if record is not None else (),
             attempts=attempts,
-            attempt_count=len(attempts) or _whole(told.get("attempts")),
-            classes=classes,
+            attempt_count=max(len(attempts), _whole(told.get("attempts"))),
+            # After a restart Envoy may know of failures that we do not; what it ends itself only we know.
+            classes=known if len(known) >= len(logged) else logged,
             tokens=request.tokens if request is not None else {},
         )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from google.protobuf.duration_pb2 import Duration
 
 from extproc.core.feedback import ABORT_FLAGS, AttemptLogged, RequestLogged
 from extproc.wire import names
 from extproc.wire.pb import accesslog_pb2, als_pb2, core_pb2
+from extproc.wire.state import read_state
 
 Entry = accesslog_pb2.HTTPAccessLogEntry
 _NO_FLAGS: frozenset[str] = frozenset()
@@ -120,6 +122,7 @@ def _request(entry: Entry) -> RequestLogged:
         tokens=_tokens(common.metadata),
         address_denied=response.response_code_details.startswith(names.DETAILS_ADDRESS),
         last=_last_attempt(entry, status, flags),
+        state=partial(read_state, common.metadata),
     )
 
 

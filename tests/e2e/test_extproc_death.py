@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import orjson
 import pytest
 
+from extproc.ledger_reader import LedgerReader
 from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.gateway import Gateway, provider, two_providers
 from tests.support.http1 import Call, Reply
@@ -144,6 +145,11 @@ def test_a_request_failed_over_by_the_next_extproc_ends_well(shared: Shared) -> 
         reply = waiting.result(20)
     assert (200, "model_fallback") == (reply.status, reply.header("x-gateway-route-mode"))
     assert "demo-fallback-upstream" == fallback.requests[-1].json["model"]
+    ledger, request_id = LedgerReader(gateway.data_dir / "requests.db"), reply.header("x-request-id") or ""
+    story = gateway.wait_until(lambda: ledger.find(request_id), "the request's row")
+    assert story is not None
+    assert [(1, "server_error"), (2, None)] == [(tried.n, tried.error_class) for tried in story.attempts]
+    assert ("2", tuple(gateway.logged(reply)["classes"])) == (reply.header("x-gateway-attempts"), story.classes)
 
 
 def test_streams_under_way_when_extproc_dies_are_broken_visibly_or_arrive_whole(shared: Shared) -> None:

@@ -46,3 +46,17 @@ def test_a_story_s_words_cannot_steer_the_terminal() -> None:
 def test_a_story_keeps_its_shape() -> None:
     """What belongs to a heading is set in below it."""
     assert "\n  in  first/big-1 (big tier 0 weight 3): healthy\n" in printed(told())
+
+
+def test_a_story_whose_evidence_a_restart_took_says_so() -> None:
+    text = printed(told(candidates=(), plan=(), ticket=None))
+    assert "what was considered was lost with a restart of extproc\n" in text
+    assert "no target was considered" not in text
+
+
+def test_a_story_without_a_plan_says_so() -> None:
+    assert "no target was considered\n" in printed(told(candidates=(), ticket=None, attempts=(), served_by=""))
+
+
+def test_a_story_whose_version_left_memory_says_so() -> None:
+    assert "its config version had left memory\n" in printed(told(candidates=()))

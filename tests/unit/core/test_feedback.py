@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from extproc.core import open_requests
 from extproc.core.feedback import AttemptLogged, RequestLogged, attempt_logged, request_logged
 from extproc.core.gateway import Gateway
 from extproc.core.health import Success
+from extproc.core.open_requests import RECORD_MAX_AGE_S
 from extproc.core.outcome import ErrorClass, Failure
 from extproc.core.request_state import RequestState
 from tests.unit.core.build import NOW, REQUEST_ID, A, B, chain, config, gateway, routed
@@ -171,12 +174,59 @@ class TestARequestOfAProcessThatDied:
     def test_charges_the_second_attempt_once(self) -> None:
         made, second = self.taken_over()
         made.requests.attempt_failed(second, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 1)
-        assert [True] == [attempt.settled for attempt in made.requests.by_id[REQUEST_ID].attempts]
+        assert [True, True] == [attempt.settled for attempt in made.requests.by_id[REQUEST_ID].attempts]
 
     def test_knows_whether_its_answer_is_held(self) -> None:
         made, second = self.taken_over()
         made.requests.attempt_held(second, held=True)
-        assert made.requests.by_id[REQUEST_ID].attempts[0].held
+        assert [False, True] == [attempt.held for attempt in made.requests.by_id[REQUEST_ID].attempts]
+
+    def test_keeps_the_attempt_that_failed_here(self) -> None:
+        state = routed(gateway(config(self.STRICT)))
+        made = gateway(config(self.STRICT))
+        made.requests.attempt_failed(state, Failure(ErrorClass.RATE_LIMITED, 429), NOW + 0.5)
+        made.requests.open_attempt(state.failed("rate_limited", None).opened(2, NOW, ("rate_limited",)), NOW + 0.6)
+        attempts = made.requests.by_id[REQUEST_ID].attempts
+        assert [(A, True), (B, False)] == [(attempt.step.key, attempt.settled) for attempt in attempts]
+
+    @pytest.mark.parametrize("entry_first", [True, False])
+    def test_charges_an_attempt_that_envoy_gave_up_once_its_entry_came(self, entry_first: bool) -> None:
+        state = routed(gateway(config(self.STRICT, ONE_STRIKE)))
+        made = gateway(config(self.STRICT, ONE_STRIKE))
+        entry = logged("upstream_remote_reset")
+        if entry_first:
+            attempt_logged(made, entry, NOW + 1)
+        made.requests.take_over(state, NOW + 1)
+        second = state.opened(2, NOW + 1, ("connection",))
+        made.requests.open_attempt(second, NOW + 1)
+        if not entry_first:
+            attempt_logged(made, entry, NOW + 1)
+        good = logged(status=200, first_byte_s=0.1, cluster="b-cluster")
+        request_logged(made, ended(attempts=2, last=good, state=lambda: second), NOW + 2)
+        assert ("connection", {}) == (made.health.view(A, NOW + 2).reason, made.requests.by_id)
+
+    def test_settles_a_success_by_the_request_s_own_entry(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        state = routed(gateway(config(self.STRICT)))
+        made = gateway(config(self.STRICT))
+        settled: list[Any] = []
+        monkeypatch.setattr(made.requests.observer, "attempt_settled", lambda attempt, state: settled.append(attempt))
+        last = logged(status=200, first_byte_s=0.1)
+        request_logged(made, ended(last=last, state=lambda: state), NOW + 1)
+        assert [(A, True)] == [(attempt.step.key, attempt.good) for attempt in settled]
+        assert {} == made.requests.by_id
+
+    def test_is_not_taken_over_when_its_end_was_told_as_lost(self) -> None:
+        state = routed(gateway(config(self.STRICT)))
+        made = gateway(config(self.STRICT))
+        request_logged(made, ended(state=lambda: state), NOW + RECORD_MAX_AGE_S + 1)
+        assert {} == made.requests.by_id
+
+    def test_leaves_few_entries_behind_when_nobody_takes_it_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(open_requests, "EARLY_LIMIT", 2)
+        made = gateway(config(self.STRICT))
+        for name in "xyz":
+            attempt_logged(made, replace(logged(), request_id=name), NOW)
+        assert [0, 1, 1] == [len(made.requests.take_early(name)) for name in "xyz"]
 
 
 class TestALastAttemptWithoutAnEntryOfItsOwn:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from extproc.core.aftermath import GoOn, after_failure, open_case
+from extproc.core.feedback import AttemptLogged
 from extproc.core.outcome import ErrorClass, Failure
 from extproc.core.story import (
     Replay,
@@ -129,6 +130,22 @@ class TestAStory:
         assert ("refused", "no_healthy_target") == (story.outcome, story.error)
         assert ["rate_limited"] * 3 == [c.reason for c in story.candidates]
         assert Replay(True, None) == replay(story, scene.snapshot)
+
+    def test_of_a_request_that_another_process_began_has_its_attempts_in_order(self, scene: Scene) -> None:
+        state = Scene().begin("r").failed("overloaded", None)
+        second = state.opened(2, NOW + 0.5, state.classes)
+        scene.gateway.requests.open_attempt(second, NOW + 0.5)
+        told = served(SECOND, mode="provider_failover", attempts="2")
+        last = AttemptLogged("r", "second-cluster", 200, frozenset(), 0.1, 0.2)
+        scene.request_ends("r", attempts=2, told=told, classes=("overloaded",), last=last)
+        story = scene.story
+        assert [(1, FIRST, "overloaded"), (2, SECOND, None)] == [(a.n, a.target, a.error_class) for a in story.attempts]
+        assert (2, ("overloaded",), None, ()) == (story.attempt_count, story.classes, story.ticket, story.candidates)
+        assert ("details lost in a restart of extproc",) == story.attempts[0].evidence
+        moves = scene.metric(
+            "gateway_fallbacks_total", **{"from": "first/big-1", "to": "second/big-2", "reason": "overloaded"}
+        )
+        assert 1.0 == moves
 
     def test_is_told_from_envoys_word_alone_after_a_restart(self, scene: Scene) -> None:
         scene.request_ends("r", told=served(attempts="2"), classes=("timeout",))

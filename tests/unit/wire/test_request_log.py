@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
+from google.protobuf.struct_pb2 import Struct
 
+from extproc.core.endpoints import Kind
 from extproc.core.feedback import RequestLogged
+from extproc.core.request_state import RequestState
 from extproc.wire import names
 from extproc.wire.access_log import REQUEST_HEADERS_LOGGED, LogDecoder
 from extproc.wire.pb import accesslog_pb2, als_pb2, core_pb2
+from extproc.wire.state import write_state
 
 
 def entry(headers: dict[str, str] | None = None) -> accesslog_pb2.HTTPAccessLogEntry:
@@ -124,3 +128,17 @@ class TestItsLastAttempt:
 def test_of_an_envoy_that_knows_nothing_is_empty() -> None:
     found = decoded(accesslog_pb2.HTTPAccessLogEntry())
     assert ((), {}, "", None) == (found.classes, found.tokens, found.told["route_mode"], found.first_byte_s)
+
+
+def test_reads_the_state_only_when_it_is_asked_for() -> None:
+    """It is asked for a request that another process planned; an entry without a whole state has none."""
+    made = entry()
+    assert decoded(made).state() is None
+    known = RequestState(
+        "id", 3, "default", Kind.UNARY, "openai", "/v1/chat/completions", "", "team", "big", 7, 1.5, (), ("timeout",), 2
+    )
+    metadata = Struct()
+    write_state(metadata, known)
+    found = metadata.fields[names.METADATA].struct_value
+    made.common_properties.metadata.filter_metadata[names.METADATA].CopyFrom(found)
+    assert known == decoded(made).state()
