@@ -106,8 +106,10 @@ class Ledger:
             try:
                 with closing(open_ledger(self.path)) as database:
                     complained = False
-                    self._write_until_closed(database)
-                    return
+                    if self._write_until_closed(database):
+                        return
+                log.warning("the request ledger %s was removed or replaced: its place is taken by a new one", self.path)
+                continue
             except Exception as error:
                 # Whatever it is, requests go on. The text of an error that is not the file's might quote a value.
                 said = error if isinstance(error, sqlite3.Error | OSError) else type(error).__name__
@@ -118,17 +120,20 @@ class Ledger:
             if self._closing.wait(REOPEN_S):
                 return
 
-    def _write_until_closed(self, database: sqlite3.Connection) -> None:
-        pruned_at = float("-inf")
+    def _write_until_closed(self, database: sqlite3.Connection) -> bool:
+        """Write until told to end; False when the file is no longer the one that was opened."""
+        pruned_at, opened = float("-inf"), _identity(self.path)
         while True:
             closing_now = self._closing.is_set()
-            while self._queue:
+            while self._queue and opened == _identity(self.path):
                 self._write_batch(database)
+            if opened != _identity(self.path):
+                return False
             if self._clock() - pruned_at >= PRUNE_S:
                 pruned_at = self._clock()
                 prune(database, self.bounds, pruned_at)
             if closing_now:
-                return
+                return True
             self._wake.wait(FLUSH_S)
             self._wake.clear()
 
@@ -167,6 +172,15 @@ def prune(database: sqlite3.Connection, bounds: LedgerBounds, now: float) -> Non
                 deleted = database.execute(statement, (limit, PRUNE_ROWS)).rowcount
             if deleted < PRUNE_ROWS:
                 break
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one of its name: SQLite goes on writing to one that was removed."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _set_aside_if_broken(path: Path, error: Exception) -> None:

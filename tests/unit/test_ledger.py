@@ -266,6 +266,17 @@ def test_a_batch_that_the_disk_refuses_is_counted(start: Start, story: Story, mo
     assert (1, 1) == (ledger.written, ledger.dropped)
 
 
+def test_a_file_that_was_removed_is_begun_anew(start: Start, story: Story, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = start()
+    ledger.add(replace(story, id="gone"))
+    reader(ledger)
+    for path in ledger.path.parent.glob("requests.db*"):
+        path.unlink()
+    ledger.add(replace(story, id="new"))
+    assert ["new"] == ids(reader(ledger))
+    assert 1 == len([record for record in caplog.records if "was removed or replaced" in record.message])
+
+
 def test_without_a_file_there_is_nothing_to_read(tmp_path: Path) -> None:
     found = LedgerReader(tmp_path / "requests.db")
     assert (None, [], 0, 0) == (found.find("r"), found.entries(Query()), found.last_seq(), found.count())
