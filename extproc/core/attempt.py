@@ -115,12 +115,21 @@ class AttemptExchange:
         return None
 
     def _silent_refusal(self, state: RequestState, active: Active, now: float) -> str | None:
-        """Refuse what Envoy retried by itself: the silent target again, or an account without budget."""
+        """Refuse what Envoy retried by itself: the silent target again, or an account without budget for it.
+
+        While an account that was not asked yet follows, its predecessors are tried too, budget or not.
+        """
         *earlier, step = state.plan[: state.attempt]
         if earlier[-1].key == step.key:
             return "the silent target again"
         tried = {one.provider for one in earlier}
-        if step.provider in tried and not self._gateway.may_pile_on(active, now):
+        if step.provider not in tried:
+            return None
+        # Envoy cannot skip a place of its plan: to refuse this one would be to refuse the move to that account.
+        attempts = self._gateway.policy_of(state, active).attempts
+        if any(one.provider not in tried for one in state.plan[state.attempt : attempts]):
+            self._gateway.budget.overdraw(now)
+        elif not self._gateway.may_pile_on(active, now):
             return "retry budget spent"
         return None
 

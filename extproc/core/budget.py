@@ -1,7 +1,8 @@
 """The retry budget: how many attempts may pile onto a provider that just failed.
 
 Counts in buckets of one second over the last ten. Pure: time comes in as a value. It covers same-target tries and
-second tries at the same provider account; the first move to another account is never asked about.
+second tries at the same provider account; the first move to another account is never asked about, and what Envoy must
+try on its way there is counted without being asked about.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ class RetryBudget:
         bucket[2] += 1
         self._spent += 1
         return True
+
+    def overdraw(self, now: float) -> None:
+        """Count a try that nobody may refuse: those that may be refused have to make up for it."""
+        self._bucket(now)[2] += 1
+        self._spent += 1
 
     def _bucket(self, now: float) -> list[int]:
         second = int(now)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from extproc.core.attempt import ATTEMPT_COUNT, AttemptExchange, last_answer, silence_limit_s, silent_class
+from extproc.core.budget import FLOOR_PER_S, WINDOW_S
 from extproc.core.endpoints import Kind
 from extproc.core.exchange import (
     Close,
@@ -228,6 +229,31 @@ class TestAnAttemptThatIsRefused:
         book = conversation(made, "a-cluster") >> attempt(state)
         assert book << ended(502, "upstream_connect_failed") << Close()
         assert 1 == made.budget_denied
+
+    def test_is_none_on_the_way_to_an_account_that_was_not_asked_yet(self) -> None:
+        """Envoy cannot skip a place of its plan, so a refusal would be one of the move to B."""
+        made = gateway(config({"big": chain(A, SMALL_A, B)}))
+        state = routed(made)
+        while made.budget.take(0.0, NOW):
+            pass
+        assert conversation(made, "a-cluster") >> attempt(state) << PASSED
+        assert 0 == made.budget_denied
+
+    def test_spends_the_budget_of_those_that_may_be_refused_when_it_is_on_the_way(self) -> None:
+        made = gateway(config({"big": chain(A, SMALL_A, B)}))
+        for _ in range(FLOOR_PER_S * WINDOW_S):
+            assert conversation(made, "a-cluster") >> attempt(routed(made)) << PASSED
+        assert not made.budget.take(0.0, NOW)
+
+    def test_may_come_where_the_other_account_is_beyond_the_attempts(self) -> None:
+        """A version with fewer attempts stands in for the request's own, which is gone."""
+        made = gateway(config({"big": chain(A, SMALL_A, B)}))
+        state = routed(made)
+        made.activate(active(config({"big": chain(A, SMALL_A, B)}, {"attempts": 2})))
+        while made.budget.take(0.0, NOW):
+            pass
+        book = conversation(made, "a-cluster") >> attempt(state)
+        assert book << ended(502, "upstream_connect_failed") << Close()
 
     def test_is_never_the_first_move_to_another_account(self) -> None:
         made = gateway(config(BIG))
