@@ -47,6 +47,7 @@ from extproc.preflight import refuse_open_door
 from extproc.render import envoy_paths, listen_of
 from extproc.settings import ServeSettings, StartError
 from extproc.telemetry import Telemetry, TimedExchange, publish_readings
+from extproc.transport.callers import Callers
 from extproc.transport.fast import LOG_PATH, METHOD_PATH, FastServer
 from extproc.transport.grpcio import GrpcioServer, LogServer
 from extproc.transport.service import LOG_MESSAGE_LIMIT_BYTES, ext_proc_service, log_service
@@ -109,6 +110,7 @@ class _Serve:
         self._health_changed = False
         self._checked: dict[str, asyncio.Task[None]] = {}
         self._journal = OrderJournal(data_dir.untold_orders, source)
+        self._callers = Callers(wall_clock, self._on_envoy_gone)
         paths = envoy_paths(data_dir, settings.environ)
         self._agent = Agent(
             self._gateway,
@@ -202,18 +204,23 @@ class _Serve:
         on_fault = self._metrics.faults.inc
         if self._settings.transport == "grpcio":
             return {
-                logs: LogServer(f"unix:{logs}", self._log_reader, on_fault),
+                logs: LogServer(f"unix:{logs}", self._log_reader, on_fault, self._callers),
                 extproc: GrpcioServer(f"unix:{extproc}", self._exchange, wall_clock, on_fault, MESSAGE_LIMIT_BYTES),
             }
         log_services = {LOG_PATH: log_service(self._log_reader, on_fault)}
         services = {METHOD_PATH: ext_proc_service(self._exchange, wall_clock, on_fault)}
         return {
-            logs: FastServer(f"unix:{logs}", log_services, wall_clock, LOG_MESSAGE_LIMIT_BYTES),
-            extproc: FastServer(f"unix:{extproc}", services, wall_clock, MESSAGE_LIMIT_BYTES),
+            logs: FastServer(f"unix:{logs}", log_services, wall_clock, LOG_MESSAGE_LIMIT_BYTES, self._callers),
+            extproc: FastServer(f"unix:{extproc}", services, wall_clock, MESSAGE_LIMIT_BYTES, self._callers),
         }
 
     def _log_reader(self) -> LogReader:
         return LogReader(self._gateway)
+
+    def _on_envoy_gone(self, others_since: float) -> None:
+        lost = self._gateway.requests.lose(others_since, wall_clock())
+        if lost:
+            log.warning("Envoy has ended without a word of %d requests: they count as lost", lost)
 
     def _exchange(self, role: str, cluster: str) -> Exchange | None:
         if role == names.ROLE_ROUTE:

@@ -203,6 +203,13 @@ class OpenRequests:
         if record is not None and record.expected is not None and record.logged >= record.expected:
             self._forget(request_id, now)
 
+    def lose(self, arrived_before: float, now: float) -> int:
+        """Forget the requests of an Envoy that is gone and will report nothing any more; return how many."""
+        lost = [one for one, record in self.by_id.items() if record.state.arrived < arrived_before]
+        for request_id in lost:
+            self._forget(request_id, now)
+        return len(lost)
+
     def sweep(self, now: float) -> None:
         """Forget requests whose end, or an attempt of which, was never reported; stop counting old attempts."""
         while self._reported and now - self._reported[0][0] > REPORT_GRACE_S:

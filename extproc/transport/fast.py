@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Mapping
 
 from extproc.transport import frames as f
+from extproc.transport.callers import Callers, process_of
 from extproc.transport.frames import GrpcStatus
 from extproc.transport.grpc_messages import Messages, RefusedError, framed
 from extproc.transport.h2 import Connection, Data, Gone, Opened
@@ -46,10 +47,19 @@ _STATUS_FIELDS: tuple[tuple[str, str], ...] = (*f.GRPC_HEADERS, ("grpc-accept-en
 class FastServer:
     """Serves methods, by their paths, on one address, a `unix:` path or host:port.
 
-    `message_limit_bytes` bounds one gRPC message; for ext_proc it must exceed the largest request body.
+    `message_limit_bytes` bounds one gRPC message; for ext_proc it must exceed the largest request body. `callers`
+    counts the connections of several servers together.
     """
 
-    def __init__(self, address: str, services: Mapping[str, Service], clock: Clock, message_limit_bytes: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        services: Mapping[str, Service],
+        clock: Clock,
+        message_limit_bytes: int,
+        callers: Callers | None = None,
+    ) -> None:
+        self.callers = callers
         self.services = services
         self.clock = clock
         self.message_limit_bytes = message_limit_bytes
@@ -94,6 +104,9 @@ class Peer(asyncio.BufferedProtocol):
         self.outbox = self._http.outbox
         self._transport: asyncio.Transport | None = None
         self._buffer = memoryview(bytearray(READ_BYTES))
+        self._process: int | None = None
+        """Whose connection it is, once a call came."""
+        self._ended_by_us = False
 
     # -- asyncio -------------------------------------------------------------------------------------------------
 
@@ -137,6 +150,8 @@ class Peer(asyncio.BufferedProtocol):
         """End every call."""
         self.server.peers.discard(self)
         self._end_calls()
+        if self.server.callers is not None and self._process is not None:
+            self.server.callers.left(self._process, ended_by_us=self._ended_by_us)
 
     def pause_writing(self) -> None:
         """Hold DATA back, and take nothing that would need an answer."""
@@ -175,6 +190,7 @@ class Peer(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection; what was written before still leaves, if the peer reads at all."""
         self._end_calls()
+        self._ended_by_us = True
         if self._transport is not None:
             if self.outbox.paused:
                 self._transport.abort()
@@ -188,7 +204,10 @@ class Peer(asyncio.BufferedProtocol):
                 stream.owner.close()
 
     def _open(self, stream: Stream, fields: Fields) -> None:
-        outbox = self.outbox
+        outbox, callers = self.outbox, self.server.callers
+        if self._process is None and callers is not None and self._transport is not None:
+            self._process = process_of(self._transport)
+            callers.came(self._process)
         if not fields.get("content-type", "").startswith("application/grpc"):
             outbox.end(stream, _ONLY_GRPC)
             return

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from extproc.transport.callers import UNKNOWN, Callers
 from extproc.transport.service import (
     ACCESS_LOG,
     ACCESS_LOG_METHOD,
@@ -59,9 +60,11 @@ class _Server:
 
 
 class LogServer(_Server):
-    """Serves the access-log service."""
+    """Serves the access-log service; its streams stand for Envoy's connections, which grpcio does not show."""
 
-    def __init__(self, address: str, log_sink: LogSinkFactory, on_fault: Callable[[], None]) -> None:
+    def __init__(
+        self, address: str, log_sink: LogSinkFactory, on_fault: Callable[[], None], callers: Callers | None = None
+    ) -> None:
         super().__init__(
             address,
             ACCESS_LOG,
@@ -71,13 +74,27 @@ class LogServer(_Server):
         )
         self._log_sink = log_sink
         self._on_fault = on_fault
+        self._callers = callers
+        self._stopping = False
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new streams and give running ones `grace_s` to end."""
+        self._stopping = True
+        await super().stop(grace_s)
 
     async def _logs(self, requests: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        session = LogSession(self._log_sink(), self._on_fault)
-        async for message in requests:
-            output = session.on_message(message)
-            if output.abort is not None:
-                await context.abort(grpc.StatusCode.ABORTED, output.abort)
+        session, aborted = LogSession(self._log_sink(), self._on_fault), False
+        if self._callers is not None:
+            self._callers.came(UNKNOWN)
+        try:
+            async for message in requests:
+                output = session.on_message(message)
+                if output.abort is not None:
+                    aborted = True
+                    await context.abort(grpc.StatusCode.ABORTED, output.abort)
+        finally:
+            if self._callers is not None:
+                self._callers.left(UNKNOWN, ended_by_us=aborted or self._stopping)
         return b""
 
 

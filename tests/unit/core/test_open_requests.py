@@ -84,6 +84,13 @@ class TestRecords:
         made.requests.sweep(NOW + RECORD_MAX_AGE_S + 1)
         assert (1, 0) == (kept, len(made.requests.by_id))
 
+    def test_of_an_envoy_that_is_gone_are_forgotten_and_those_of_the_next_kept(self) -> None:
+        made = gateway(config(BIG))
+        state = routed(made)
+        made.requests.open(dataclasses.replace(state, id="next", arrived=NOW + 5), NOW + 5)
+        assert 1 == made.requests.lose(NOW + 5, NOW + 6)
+        assert (["next"], 1) == (list(made.requests.by_id), made.in_flight.count("a"))
+
     def test_are_bounded_and_the_oldest_goes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(open_requests, "RECORD_LIMIT", 2)
         made = gateway(config(BIG))
