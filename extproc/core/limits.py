@@ -2,6 +2,9 @@
 
 Pure: time comes in as a value. A bucket holds one minute's allowance and fills by passed time, so a client may send its
 minute's requests at once and then has to wait. The number under way is told by the caller, who knows the requests.
+
+Envoy tells of a request's end a moment after the client has its answer, so a request beyond the limit may wait for that
+moment: as many of a client as it may have under way, with so many bytes of all clients together.
 """
 
 from __future__ import annotations
@@ -14,6 +17,9 @@ from extproc.core.errors import GatewayError
 
 MINUTE_S = 60.0
 BUSY_RETRY_AFTER_S = 1
+PLACE_WAIT_S = 0.15
+"""Envoy tells of an end within 50 ms (`buffer_flush_interval`); a busy machine takes longer."""
+WAITING_LIMIT_BYTES = 64 * 1024 * 1024
 
 
 class ClientLimits:
@@ -22,6 +28,8 @@ class ClientLimits:
     def __init__(self) -> None:
         self._buckets: dict[str, tuple[float, float]] = {}
         self._under_way: Counter[str] = Counter()
+        self._waiting: Counter[str] = Counter()
+        self._waiting_bytes = 0
 
     def take(self, client: Client, now: float) -> GatewayError | None:
         """Take one request out of a client's minute; the refusal says when the next one fits."""
@@ -44,6 +52,23 @@ class ClientLimits:
         if limit is None or self.under_way(client.name) < limit:
             return None
         return _refusal(f"This client may have {limit} requests under way at one time.", BUSY_RETRY_AFTER_S)
+
+    def wait(self, client: Client, size_bytes: int) -> bool:
+        """Let a request with a body of that size wait for a place, if there is room; `waited` ends it."""
+        if self._waiting[client.name] >= (client.concurrent_requests or 0):
+            return False
+        if self._waiting_bytes + size_bytes > WAITING_LIMIT_BYTES:
+            return False
+        self._waiting[client.name] += 1
+        self._waiting_bytes += size_bytes
+        return True
+
+    def waited(self, client: Client, size_bytes: int) -> None:
+        """Take note that a request waits no longer; to be called once for each `wait` that was granted."""
+        self._waiting_bytes -= size_bytes
+        self._waiting[client.name] -= 1
+        if not self._waiting[client.name]:
+            del self._waiting[client.name]
 
     def begin(self, client: str) -> None:
         """Count a request that is under way from now on."""

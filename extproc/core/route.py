@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import orjson
 
@@ -30,9 +31,12 @@ from extproc.core.exchange import (
     RequestHeaders,
     Respond,
     RouteTo,
+    SetTimer,
+    TimerFired,
     Trailers,
 )
 from extproc.core.gateway import Active, Gateway
+from extproc.core.limits import PLACE_WAIT_S
 from extproc.core.model_list import list_models, show_model
 from extproc.core.outcome import RouteMode
 from extproc.core.plan import Plan, Planned, candidates
@@ -43,12 +47,23 @@ from extproc.core.usage import ask_for_usage, must_ask
 JSON = ("content-type", "application/json")
 RETRY_AFTER_LIMIT_S = 60
 TARGET_HEADER = "x-gateway-target"
+PLACE_POLL_S = 0.02
 
 
 class _State(StrEnum):
     WANT_HEADERS = "want_headers"
     WANT_BODY = "want_body"
+    WAITING = "waiting"
+    """For a place among the client's requests under way."""
     DONE = "done"
+
+
+class _Waiting(NamedTuple):
+    """A request whose client has as many under way as it may."""
+
+    requested: ResolvedModel
+    parsed: ParsedBody
+    give_up_at: float
 
 
 class RouteExchange:
@@ -64,19 +79,23 @@ class RouteExchange:
         self._query = ""
         self._arrived = 0.0
         self._evidence: Evidence | None = None
+        self._waiting: _Waiting | None = None
 
     def __repr__(self) -> str:
         return f"<RouteExchange {self._state}>"
 
     def closed(self, now: float) -> None:
-        """Nothing is held for a request that has no plan yet."""
+        """Give up the wait for a place; nothing else is held for a request that has no plan yet."""
+        self._end_wait()
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Answer the headers, then the body; then the exchange is over."""
+        """Answer the headers, then the body, maybe after a wait for a place; then the exchange is over."""
         if self._state is _State.WANT_HEADERS and isinstance(event, RequestHeaders):
             return self._on_headers(event, now)
         if self._state is _State.WANT_BODY and isinstance(event, RequestBody):
             return self._on_body(event.body, now)
+        if self._waiting is not None and isinstance(event, TimerFired):
+            return self._on_timer(self._waiting, now)
         self._gateway.unexpected_messages += 1
         return [Pass(event.part)] if isinstance(event, Trailers) else []
 
@@ -164,6 +183,16 @@ class RouteExchange:
             return self._refuse(
                 GatewayError("model_not_allowed", "This client may not use the requested model.", "model")
             )
+        if self._gateway.limits.busy(self._client) is not None and self._gateway.limits.wait(self._client, len(raw)):
+            self._state = _State.WAITING
+            self._waiting = _Waiting(requested, parsed, now + PLACE_WAIT_S)
+            return [SetTimer(PLACE_POLL_S)]
+        return self._begin(active, endpoint, requested, parsed, now)
+
+    def _begin(
+        self, active: Active, endpoint: Endpoint, requested: ResolvedModel, parsed: ParsedBody, now: float
+    ) -> list[Action]:
+        """Plan a request whose caller may make it, and send it on its way."""
         busy = self._gateway.limits.busy(self._client)
         if busy is not None:
             return self._refuse(busy)
@@ -178,6 +207,25 @@ class RouteExchange:
         self._state = _State.DONE
         policy = active.snapshot.policies[state.policy]
         return [RouteTo(state, policy.attempts, state.plan[0].path, body), Close()]
+
+    # -- the wait for a place ------------------------------------------------------------------------------------
+
+    def _on_timer(self, waiting: _Waiting, now: float) -> list[Action]:
+        """Look again; the request is refused when it has waited long enough."""
+        if now < waiting.give_up_at and self._gateway.limits.busy(self._client) is not None:
+            return [SetTimer(PLACE_POLL_S)]
+        self._end_wait()
+        active, endpoint = self._active, self._endpoint
+        if active is None or endpoint is None:
+            raise RuntimeError("a wait before the headers were accepted")
+        return self._begin(active, endpoint, waiting.requested, waiting.parsed, now)
+
+    def _end_wait(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._gateway.limits.waited(self._client, len(waiting.parsed.raw))
+
+    # -- the plan ------------------------------------------------------------------------------------------------
 
     def _plan(
         self,

@@ -58,6 +58,13 @@ def test_a_client_has_only_so_many_requests_under_way(shared: Shared) -> None:
     shared.gateway.wait_until(lambda: ask(shared.gateway, "narrow").status == 200, "room for another request", 5)
 
 
+def test_a_client_that_asks_one_after_the_other_stays_within_one_at_a_time(shared: Shared) -> None:
+    """Envoy tells of a request's end a moment after its caller has the answer."""
+    shared.gateway.wait_until(lambda: ask(shared.gateway, "narrow").status == 200, "room for a request", 5)
+
+    assert {200} == {ask(shared.gateway, "narrow").status for _ in range(20)}
+
+
 def test_a_token_that_expired_is_refused(shared: Shared) -> None:
     assert (401, "invalid_api_key") == (
         (reply := ask(shared.gateway, "replaced")).status,

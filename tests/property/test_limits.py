@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.config.snapshot import Client
-from extproc.core.limits import MINUTE_S, ClientLimits
+from extproc.core.limits import MINUTE_S, WAITING_LIMIT_BYTES, ClientLimits
 
 RATES = st.integers(1, 1000)
 GAPS_S = st.lists(st.floats(0, 100, allow_nan=False), max_size=60)
@@ -56,6 +56,20 @@ def test_never_more_are_under_way_than_the_limit(limit: int, begins: list[bool])
             limits.end("team")
             under_way -= 1
         assert under_way == limits.under_way("team") <= limit
+
+
+@given(st.integers(1, 5), st.lists(st.one_of(st.none(), st.integers(0, WAITING_LIMIT_BYTES)), max_size=60))
+def test_no_more_wait_than_may_be_under_way_and_no_more_bytes_than_the_bound(
+    limit: int, sizes: list[int | None]
+) -> None:
+    limits, waiting = ClientLimits(), list[int]()
+    for size in sizes:
+        if size is not None and limits.wait(client(concurrent=limit), size):
+            waiting.append(size)
+        elif size is None and waiting:
+            limits.waited(client(concurrent=limit), waiting.pop())
+        assert len(waiting) <= limit
+        assert sum(waiting) <= WAITING_LIMIT_BYTES
 
 
 def test_clients_do_not_share_their_allowance() -> None:

@@ -9,6 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 
+from extproc.core import limits
 from extproc.core.endpoints import Kind
 from extproc.core.exchange import (
     Close,
@@ -20,16 +21,18 @@ from extproc.core.exchange import (
     Respond,
     ResponseBody,
     RouteTo,
+    SetTimer,
     TimerFired,
     Trailers,
     Unexpected,
 )
 from extproc.core.feedback import RequestLogged, request_logged
 from extproc.core.gateway import Gateway
+from extproc.core.limits import PLACE_WAIT_S
 from extproc.core.outcome import RouteMode
 from extproc.core.request_state import PlanStep
-from extproc.core.route import RETRY_AFTER_LIMIT_S, RouteExchange, retry_headers
-from tests.support.playbook import JsonBody, Playbook, Some, error_body
+from extproc.core.route import PLACE_POLL_S, RETRY_AFTER_LIMIT_S, RouteExchange, retry_headers
+from tests.support.playbook import Fires, JsonBody, Playbook, Some, error_body
 from tests.unit.core.build import (
     CHAT,
     LONG_C,
@@ -190,6 +193,8 @@ class TestAClientBeyondItsLimits:
         actions = exchange.handle(headers(authorization=f"Bearer {TOKEN}"), now)
         if actions == [PASSED]:
             actions = exchange.handle(body(), now)
+        if actions == [SetTimer(PLACE_POLL_S)]:
+            actions = exchange.handle(TimerFired(), now + PLACE_WAIT_S)
         answer = actions[0]
         return (answer.status, dict(answer.headers).get("retry-after")) if isinstance(answer, Respond) else (0, None)
 
@@ -203,6 +208,44 @@ class TestAClientBeyondItsLimits:
         assert [(0, None), (429, "1")] == [self.refused(made), self.refused(made)]
         request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), NOW + 1)
         assert (0, None) == self.refused(made, NOW + 1)
+
+    def test_of_requests_at_one_time_gets_the_place_of_one_whose_end_is_told_a_moment_later(self) -> None:
+        """Envoy tells of an end up to 50 ms after the caller has the answer."""
+        made = guarded(concurrent_requests=1)
+        self.refused(made)
+        sent = headers(authorization=f"Bearer {TOKEN}")
+        book = conversation(made) >> sent << PASSED >> body() << SetTimer(PLACE_POLL_S)
+        book >> Fires() << SetTimer(PLACE_POLL_S)
+        request_logged(made, RequestLogged(REQUEST_ID, 200, frozenset(), 1), NOW + 1)
+        assert book >> Fires() << Some(RouteTo) << Close()
+
+    def test_that_waited_in_vain_is_refused(self) -> None:
+        made = guarded(concurrent_requests=1)
+        self.refused(made)
+        book = conversation(made) >> headers(authorization=f"Bearer {TOKEN}") << PASSED >> body()
+        began = book.clock.now
+        book << SetTimer(PLACE_POLL_S)
+        while book.clock.now + PLACE_POLL_S < began + PLACE_WAIT_S:
+            book >> Fires() << SetTimer(PLACE_POLL_S)
+        refused = Respond(429, (JSON, ("retry-after", "1")), error_body("client_rate_limited"), 0, 1)
+        assert book >> Fires() << refused << Close()
+
+    def test_that_waits_is_no_more_than_as_many_as_may_be_under_way(self) -> None:
+        made = guarded(concurrent_requests=1)
+        self.refused(made)
+        sent = headers(authorization=f"Bearer {TOKEN}")
+        first, second = conversation(made), conversation(made)
+        assert first >> sent << PASSED >> body() << SetTimer(PLACE_POLL_S)
+        assert second >> sent << PASSED >> body() << Some(Respond, status=429) << Close()
+        first.exchange.closed(NOW)
+        assert conversation(made) >> sent << PASSED >> body() << SetTimer(PLACE_POLL_S)
+
+    def test_that_is_large_is_not_held_while_others_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = guarded(concurrent_requests=1)
+        self.refused(made)
+        monkeypatch.setattr(limits, "WAITING_LIMIT_BYTES", len(body().body) - 1)
+        book = conversation(made) >> headers(authorization=f"Bearer {TOKEN}") << PASSED
+        assert book >> body() << Some(Respond, status=429) << Close()
 
     def test_gets_the_error_that_names_it(self) -> None:
         made = guarded(requests_per_minute=1)
