@@ -33,6 +33,8 @@ START_TIMEOUT_S = 20.0
 STOP_GRACE_S = 5.0
 ACTIVE_REQUESTS = "http.gateway.downstream_rq_active"
 """Envoy's gauge of requests that are under way on the gateway's listener."""
+BUFFERED_BYTES = "http.gateway.downstream_cx_tx_bytes_buffered"
+"""Envoy's gauge of what its callers have not taken yet: to Envoy a request whose answer waits there is over."""
 READY = "gateway_ready"
 """The name of that metric, as `metrics.py` has it, written again because importing that costs a start."""
 
@@ -222,24 +224,28 @@ class Supervisor:
             await envoy_admin.post(self._data_dir.envoy_admin_socket, "/drain_listeners")
         quiet_polls = 0
         while quiet_polls < _QUIET_POLLS:
-            active = await self._active_requests()
-            quiet_polls = quiet_polls + 1 if active == 0 else 0
+            left = await self._left()
+            quiet_polls = 0 if left else quiet_polls + 1
             if self._envoy.exit_code is not None:
                 say("the drain was cut short, and so were requests that were still running.")
                 return False
-            if active != 0 and time.monotonic() >= give_up_at:
-                say(f"cutting the requests that are still running: {'unknown' if active is None else active}.")
+            if left and time.monotonic() >= give_up_at:
+                say(f"cutting {left}.")
                 return False
             await asyncio.sleep(_DRAIN_POLL_S)
         return True
 
-    async def _active_requests(self) -> int | None:
-        pattern = f"^{ACTIVE_REQUESTS.replace('.', '[.]')}$"
+    async def _left(self) -> str:
+        """Return what the drain still waits for, in words; nothing when there is nothing."""
+        pattern = "|".join(f"^{name.replace('.', '[.]')}$" for name in (ACTIVE_REQUESTS, BUFFERED_BYTES))
         try:
-            value = (await envoy_admin.stats(self._data_dir.envoy_admin_socket, pattern)).get(ACTIVE_REQUESTS, 0)
+            found = await envoy_admin.stats(self._data_dir.envoy_admin_socket, pattern)
         except envoy_admin.AdminError:
-            return None
-        return value if isinstance(value, int) else None
+            return "the requests that are still running: unknown"
+        if active := found.get(ACTIVE_REQUESTS, 0):
+            return f"the requests that are still running: {active}"
+        buffered = found.get(BUFFERED_BYTES, 0)
+        return f"the answers that callers have not read to their end: {buffered} bytes" if buffered else ""
 
 
 async def _launch(child: Child) -> None:

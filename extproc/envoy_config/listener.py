@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from extproc.config.snapshot import Snapshot
 from extproc.envoy_config.access_log import attempt_log, request_logs
 from extproc.envoy_config.filters import route_filter
@@ -28,6 +30,17 @@ MAX_HEADERS_KIB = 64
 MAX_HEADERS = 128
 # 192.0.2.0/24 is reserved for documentation: nobody has the address, so every caller counts as external.
 _NOBODY = {"address_prefix": "192.0.2.1", "prefix_len": 32}
+_UNREAD_LIMIT = {
+    "description": "TCP_USER_TIMEOUT, in milliseconds",
+    "level": socket.IPPROTO_TCP,
+    "name": 18,
+    "int_value": 300_000,
+    "state": "STATE_PREBIND",
+}
+"""How long a caller may take nothing of an answer: Envoy waits for ever to flush a connection that it wants to close.
+
+Connections have it from the listening socket (https://man7.org/linux/man-pages/man7/tcp.7.html).
+"""
 _HTTP2_STREAM_WINDOW_BYTES = 64 * MIB
 """Above the most that one answer may hold in the judge (docs/envoy.md section 4)."""
 
@@ -45,6 +58,7 @@ def listener(snapshot: Snapshot, listen: Listen, paths: EnvoyPaths) -> Json:
         name=LISTENER,
         address={"socket_address": {"address": listen.host, "port_value": listen.port}},
         per_connection_buffer_limit_bytes=buffer_limit_bytes(server),
+        socket_options=[_UNREAD_LIMIT],
         filter_chains=[chain],
     )
 
@@ -57,8 +71,9 @@ def _http_connection_manager(snapshot: Snapshot, paths: EnvoyPaths) -> Json:
         stat_prefix=STAT_PREFIX,
         codec_type="AUTO",
         server_name="gateway",
-        # A broken answer must reach the caller as broken at once, not after the second that Envoy would linger.
-        delayed_close_timeout="0.1s",
+        # A broken answer must reach the caller as broken at once; any longer time also cuts a good answer, when its
+        # connection is to close and the caller pauses for that long.
+        delayed_close_timeout="0s",
         rds={"route_config_name": ROUTE_CONFIG, "config_source": file_source(paths.rds)},
         use_remote_address=True,
         internal_address_config={"cidr_ranges": [_NOBODY]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import threading
 import time
 from contextlib import ExitStack
 
@@ -12,9 +13,10 @@ import pytest
 from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.gateway import Gateway, two_providers
 from tests.support.http1 import Call
-from tests.support.wall import Wall
+from tests.support.wall import Wall, ok
 
 PATH = "/v1/chat/completions"
+READER_STOPS_S = 0.5
 BODY = b'{"model":"demo-primary","messages":[]}'
 
 
@@ -115,6 +117,18 @@ def test_a_body_that_comes_one_byte_at_a_time_is_served_and_disturbs_nobody(shar
                 assert 200 == shared.gateway.chat().status
             time.sleep(0.01)
         assert 200 == slow.read_head()
+
+
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_a_caller_who_pauses_has_its_whole_answer(shared: Shared, connection: str) -> None:
+    """Whether or not the connection ends with it."""
+    shared.primary.script(ok("x" * (8 << 20)))
+    with Call(shared.gateway.url + PATH, receive_bytes=4096) as call:
+        call.send("POST", {"content-type": "application/json", "connection": connection}, BODY)
+        assert 200 == call.read_head()
+        threading.Event().wait(READER_STOPS_S)
+        assert 8 << 20 < sum(len(piece) for piece in call.pieces())
+        assert "clean" == call.reply().ended
 
 
 def test_headers_that_never_end_are_given_up(shared: Shared) -> None:

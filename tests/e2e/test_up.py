@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +20,13 @@ import yaml
 
 from tests.e2e.conftest import GatewayFactory
 from tests.support.gateway import PLANTED_KEYS, Gateway, Pids, two_providers
-from tests.support.http1 import Reply
+from tests.support.http1 import Call, Reply
 from tests.support.ports import free_port, release_port
 from tests.support.wall import Wall, ok, silence
 
 GONE_WITHIN_S = 8.0
+UNREAD_BYTES = 8 << 20
+READER_STOPS_S = 1.0
 EXTPROC = str(Path(sys.executable).parent / "extproc")
 
 
@@ -193,6 +196,21 @@ def test_a_drain_lets_running_requests_and_streams_finish_and_refuses_new_ones(g
         unary, stream = (one.result(10) for one in waiting)
     assert (200, "clean", "hello") == (unary.status, unary.ended, unary.text)
     assert (200, "clean", "[DONE]") == (stream.status, stream.ended, stream.events[-1])
+    assert 0 == _end_of(gateway, _family(pids))
+
+
+def test_a_drain_lets_a_slow_reader_have_its_whole_answer(gateway: Gateway, primary: Wall) -> None:
+    """To Envoy a request is over when the rest of its answer waits for the caller."""
+    primary.script(ok("x" * UNREAD_BYTES))
+    pids = gateway.pids()
+    with Call(f"{gateway.url}/v1/chat/completions", receive_bytes=4096) as call:
+        call.send("POST", {"content-type": "application/json"}, b'{"model":"demo-primary","messages":[]}')
+        assert 200 == call.read_head()
+        os.kill(pids.supervisor, signal.SIGTERM)
+        gateway.wait_until(lambda: not _accepts(gateway), "new connections to be refused", 5)
+        threading.Event().wait(READER_STOPS_S)
+        assert UNREAD_BYTES < sum(len(piece) for piece in call.pieces())
+        assert "clean" == call.reply().ended
     assert 0 == _end_of(gateway, _family(pids))
 
 

@@ -66,7 +66,10 @@ while True:
         body = "LIVE"
     elif "/stats" in line:
         count = active.pop(0) if len(active) > 1 else active[0]
-        body = '{"stats":[{"name":"http.gateway.downstream_rq_active","value":%s}]}' % count
+        requests, _, unread = count.partition("+")
+        names = "downstream_rq_active", "downstream_cx_tx_bytes_buffered"
+        row = '{"name":"http.gateway.%s","value":%s}'
+        body = '{"stats":[%s]}' % ",".join(row % one for one in zip(names, (requests, unread or 0)))
     else:
         body = "OK"
     if "/ready" not in line:
@@ -87,7 +90,7 @@ class World:
         self,
         root: Path,
         *,
-        active: tuple[int, ...] = (0,),
+        active: tuple[int | str, ...] = (0,),
         accepted: tuple[float, ...] = (1.0,),
         drain_s: float = 5.0,
     ) -> None:
@@ -252,6 +255,22 @@ def test_requests_that_outlive_the_drain_are_cut_and_counted(
 
     assert world.run(after_ready(announced, Supervisor.request_stop)) == 1
     assert "cutting the requests that are still running: 3." in capfd.readouterr().err
+
+
+def test_answers_that_callers_have_not_read_yet_are_waited_for(tmp_path: Path, announced: asyncio.Event) -> None:
+    world = World(tmp_path, active=(1, "0+4096", "0+1", 0))
+
+    assert world.run(after_ready(announced, Supervisor.request_stop)) == 0
+    assert len(world.asked()) == 1 + len((1, "0+4096", "0+1", 0, 0))
+
+
+def test_answers_that_nobody_reads_are_cut_and_counted(
+    tmp_path: Path, announced: asyncio.Event, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = World(tmp_path, active=("0+4096",), drain_s=0.0)
+
+    assert world.run(after_ready(announced, Supervisor.request_stop)) == 1
+    assert "cutting the answers that callers have not read to their end: 4096 bytes." in capfd.readouterr().err
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path, announced: asyncio.Event) -> None:

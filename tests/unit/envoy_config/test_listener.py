@@ -70,6 +70,12 @@ class TestTheListener:
             "common_http_protocol_options"
         ].items()
 
+    def test_lets_a_slow_reader_have_its_whole_answer_but_not_for_ever(self) -> None:
+        """Envoy's own timer for a connection that closes would end both: a slow reader, and one who never reads."""
+        (unread,) = rendered().lds[0]["socket_options"]
+        assert "0s" == manager()["delayed_close_timeout"]
+        assert (6, 18, 300_000) == (unread["level"], unread["name"], unread["int_value"])
+
     def test_decides_on_headers_and_whole_body_before_it_routes(self) -> None:
         """Headers must be SENT: otherwise the router picks a cluster before the body was seen."""
         route, *_, router = manager()["http_filters"]
