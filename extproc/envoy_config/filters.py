@@ -202,17 +202,23 @@ def foreign_headers(providers: Iterable[Provider]) -> list[str]:
 
 
 def _header_filter(provider: Provider, foreign: Sequence[str]) -> Json:
-    """Drop every credential and internal header on the way out, and what could steer us on the way back."""
+    """Drop every credential and internal header on the way out, and what could steer us on the way back.
+
+    The same of trailers, which HTTP/2 and chunked bodies have in both directions.
+    """
     removed = [_remove_prefix(prefix) for prefix in names.INTERNAL_PREFIXES]
     removed += [{"remove": name} for name in (*names.CREDENTIAL_HEADERS, *foreign)]
+    hidden = [_remove_prefix(prefix) for prefix in names.RESPONSE_PREFIXES]
     static = (("accept-encoding", "identity"), *provider.headers)
     return extension(
         "gateway.headers",
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={
             "request_mutations": removed + [_set(name, value) for name, value in static],
+            "request_trailers_mutations": removed,
+            "response_trailers_mutations": hidden,
             "response_mutations": [
-                *(_remove_prefix(prefix) for prefix in names.RESPONSE_PREFIXES),
+                *hidden,
                 _set_formatted(names.H_ROUTE_MODE, f"%DYNAMIC_METADATA({names.METADATA}:{names.M_ROUTE_MODE})%"),
                 _set_formatted(names.H_SERVED_BY, f"%DYNAMIC_METADATA({names.METADATA}:{names.M_SERVED_BY})%"),
             ],

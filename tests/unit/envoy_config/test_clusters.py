@@ -337,12 +337,15 @@ class TestTheUpstreamChain:
     def test_drops_every_credential_of_the_caller(self, provider: str, header: str) -> None:
         mutations = find(chain(clusters()[provider]), name="gateway.headers")[0]["typed_config"]["mutations"]
         assert {"remove": header} in mutations["request_mutations"]
+        assert {"remove": header} in mutations["request_trailers_mutations"]
 
     @pytest.mark.parametrize(
         ("direction", "prefixes"),
         [
             ("request_mutations", {"x-envoy-", "x-gateway-", "x-forwarded-"}),
+            ("request_trailers_mutations", {"x-envoy-", "x-gateway-", "x-forwarded-"}),
             ("response_mutations", {"x-envoy-", "x-gateway-"}),
+            ("response_trailers_mutations", {"x-envoy-", "x-gateway-"}),
         ],
     )
     def test_drops_internal_headers_in_both_directions(self, direction: str, prefixes: set[str]) -> None:
