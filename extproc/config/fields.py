@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 from extproc.config.base_url import parse_base_url
 from extproc.config.errors import SECRET_LIKE
+from extproc.config.snapshot import CREDENTIAL_PARAMETERS
 from extproc.config.units import format_duration, format_moment, parse_duration, parse_moment, parse_size
 
 ERROR_CLASSES = (
@@ -94,18 +95,6 @@ SHARED_HEADERS = frozenset(
     )
 )
 """Headers of the protocols themselves, which reach every provider: none may carry the key of one."""
-_CREDENTIAL_PARAMETERS = frozenset(
-    (
-        "key",
-        "apikey",
-        "api_key",
-        "api-key",
-        "token",
-        "access_token",
-        "subscription-key",
-        "sig",
-    )
-)
 
 
 def _rule(test: Callable[[str], object], sentence: str) -> AfterValidator:
@@ -175,7 +164,7 @@ def _auth_prefix(value: str) -> str:
 
 
 def _query_name(value: str) -> str:
-    if value.lower() in _CREDENTIAL_PARAMETERS:
+    if value.lower() in CREDENTIAL_PARAMETERS:
         raise ValueError("is a credential parameter; use api_key (and auth for its header)")
     return value
 

@@ -16,6 +16,11 @@ Protocol = Literal["openai", "anthropic"]
 StreamGuard = Literal["off", "first_token", "complete"]
 AllDown = Literal["least_bad", "fail"]
 
+CREDENTIAL_PARAMETERS = frozenset(
+    ("key", "apikey", "api_key", "api-key", "token", "access_token", "subscription-key", "sig")
+)
+"""Query parameters that are keys, in lower case: no config may hold one, and a caller's own are for no provider."""
+
 
 class TargetKey(NamedTuple):
     """One upstream choice: a provider account and the model name that provider uses."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote_plus, unquote_plus
 
-from extproc.config.snapshot import Protocol, Provider
+from extproc.config.snapshot import CREDENTIAL_PARAMETERS, Protocol, Provider
 
 
 class Kind(StrEnum):
@@ -56,6 +56,13 @@ def kind_of(endpoint: Endpoint, stream: bool) -> Kind:
     return Kind.STREAM if endpoint.guarded else Kind.STREAM_UNGUARDED
 
 
+def without_credentials(query: str) -> str:
+    """Return a caller's raw query without the parameters that are keys: they are for us or for nobody."""
+    parts = query.split("&")
+    kept = [part for part in parts if _name_of(part).lower() not in CREDENTIAL_PARAMETERS]
+    return query if len(kept) == len(parts) else "&".join(kept)
+
+
 def upstream_path(provider: Provider, endpoint: Endpoint, client_query: str) -> str:
     """Return path and query to ask `provider` for `endpoint`.
 
@@ -75,6 +82,10 @@ def merge_query(client_query: str, static: tuple[tuple[str, str], ...]) -> str:
     if not static:
         return client_query
     names = {name for name, _ in static}
-    kept = [part for part in client_query.split("&") if part and unquote_plus(part.partition("=")[0]) not in names]
+    kept = [part for part in client_query.split("&") if part and _name_of(part) not in names]
     added = [f"{quote_plus(name)}={quote_plus(value)}" for name, value in static]
     return "&".join(kept + added)
+
+
+def _name_of(part: str) -> str:
+    return unquote_plus(part.partition("=")[0])

@@ -19,7 +19,7 @@ from extproc.core.affinity import session_of
 from extproc.core.body import RequestBody as ParsedBody
 from extproc.core.body import fault_of_name, parse_request_body
 from extproc.core.clients import ANONYMOUS, authenticate, may_use
-from extproc.core.endpoints import ENDPOINTS, MODELS_PATH, READY_PATH, Endpoint, kind_of
+from extproc.core.endpoints import ENDPOINTS, MODELS_PATH, READY_PATH, Endpoint, kind_of, without_credentials
 from extproc.core.errors import GatewayError
 from extproc.core.exchange import (
     Action,
@@ -104,7 +104,8 @@ class RouteExchange:
     def _on_headers(self, event: RequestHeaders, now: float) -> list[Action]:
         self._arrived = now
         self._headers = event.headers
-        path, _, self._query = self._headers.get(":path", "").partition("?")
+        path, _, query = self._headers.get(":path", "").partition("?")
+        self._query = without_credentials(query) if query else ""
         self._active = self._gateway.active
         if path == READY_PATH:
             return self._ready()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from extproc.config.snapshot import Provider
-from extproc.core.endpoints import ENDPOINTS, Kind, kind_of, merge_query, upstream_path
+from extproc.core.endpoints import ENDPOINTS, Kind, kind_of, merge_query, upstream_path, without_credentials
 from tests.unit.core.build import snapshot
 
 
@@ -74,6 +74,22 @@ def test_a_provider_s_static_query_replaces_the_client_s_parameter_of_that_name(
     azure = provider(query={"api-version": "preview & more"})
     path = upstream_path(azure, ENDPOINTS["/v1/embeddings"], "api%2Dversion=old&x=1&api-version=older")
     assert "/v1/embeddings?x=1&api-version=preview+%26+more" == path
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("key=1&x=2", "x=2"),
+        ("x=2&API-Key=1&y", "x=2&y"),
+        ("api_key&apikey=1&access_token=2&token=3&sig=4&subscription-key=5", ""),
+        ("%6bey=1&api%2Dkey=2&x=%20", "x=%20"),
+        ("keys=1&mykey=2&x=key&&b", "keys=1&mykey=2&x=key&&b"),
+        ("", ""),
+    ],
+)
+def test_a_key_in_a_client_s_query_ends_here(query: str, expected: str) -> None:
+    """However its name is written; the rest stays byte for byte."""
+    assert expected == without_credentials(query)
 
 
 def test_a_query_without_static_parameters_stays_byte_for_byte() -> None:

@@ -90,6 +90,12 @@ class TestARequestThatCanBeServed:
         assert ("", "big", 0, NOW, NOW) == (state.client, state.model, state.ticket, state.arrived, state.started)
         assert ((), 1, False, None) == (state.classes, state.attempt, state.context, state.first_error)
 
+    def test_carries_no_key_of_its_query(self) -> None:
+        made = gateway(config(BIG))
+        path = f"{CHAT}?x=1"
+        assert asked(made, headers(f"{path}&api-key=secret")) << Some(RouteTo, path=path) << Close()
+        assert "x=1" == made.requests.by_id[REQUEST_ID].state.query
+
     def test_has_a_step_for_each_attempt_with_cluster_path_and_mode(self) -> None:
         made = gateway(config(BIG))
         assert asked(made) << Some(RouteTo) << Close()
