@@ -56,6 +56,10 @@ class RequestLogged:
     tokens: Mapping[str, int] = field(default_factory=dict)
     address_denied: bool = False
     """Whether Envoy ended it because the last attempt's provider had an address that it may not have."""
+    out_of_time: bool = False
+    """Whether Envoy ended it because its policy's `max_duration` had passed."""
+    answer_began: bool = False
+    """Whether the last attempt's provider had sent any of its answer."""
     last: AttemptLogged | None = None
     """Its last attempt, when Envoy tells of it here: its answer was good, or the caller left."""
     state: Callable[[], RequestState | None] = field(default=lambda: None, compare=False, repr=False)
@@ -89,7 +93,7 @@ def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     """Take note that a request ended and of how many attempts Envoy made for it."""
     gateway.requests.observer.request_logged(event)
     _take_over(gateway, event, now)
-    if event.flags and event.request_id:
+    if (event.flags or event.out_of_time) and event.request_id:
         gateway.requests.left(event.request_id)
     record = gateway.requests.by_id.get(event.request_id)
     if record is None:
@@ -99,6 +103,8 @@ def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     gateway.requests.ended(record)
     if event.address_denied:
         _address_denied(gateway, record, now)
+    if event.out_of_time:
+        _out_of_time(gateway, record, event, now)
     gateway.requests.reported(record, _entries_due(gateway, record, event, now), now)
 
 
@@ -151,6 +157,16 @@ def _address_denied(gateway: Gateway, record: RequestRecord, now: float) -> None
     retry_at = now + gateway.policy_of(record.state, active).cooldown.max_s
     failure = Failure(ErrorClass.CONNECTION, retry_at=retry_at, evidence=("address=denied",))
     gateway.requests.settle(record.attempts[-1], record.state, failure, now)
+
+
+def _out_of_time(gateway: Gateway, record: RequestRecord, event: RequestLogged, now: float) -> None:
+    """Settle the attempt that `max_duration` ended: silence is the target's, an answer on its way is nobody's fault."""
+    if not record.attempts:
+        return
+    attempt = record.attempts[-1]
+    begun = event.answer_began and not attempt.held
+    kind = ErrorClass.STREAM_CUT if begun else ErrorClass.TIMEOUT
+    gateway.requests.settle(attempt, record.state, Failure(kind, evidence=("max_duration",), vague=begun), now)
 
 
 def _match(record: RequestRecord, event: AttemptLogged) -> AttemptRecord | None:

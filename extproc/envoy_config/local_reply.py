@@ -1,7 +1,8 @@
 """Envoy's own replies in the caller's error envelope.
 
 Mappers are tried in order. Python's immediate responses come first and go through unchanged; every other reply of
-400 or above gets a code of `core.errors`. No message names a socket path: `%RESPONSE_CODE_DETAILS%` is never used.
+400 or above gets a code of `core.errors`, but for requests that run out of time after a provider's error: they end with
+that. No message names a socket path: `%RESPONSE_CODE_DETAILS%` is never used.
 """
 
 from __future__ import annotations
@@ -14,16 +15,26 @@ from extproc.core.outcome import RouteMode
 from extproc.envoy_config.resource import Json, extension
 from extproc.wire import names
 
+FIRST_ERROR_STATUSES = (
+    *(400, 401, 402, 403, 404, 408, 409, 410, 425, 429, 498, 499),
+    *range(500, 512),
+    *range(520, 531),
+)
+"""Of the errors after which another attempt may follow (core/classify.py): a mapper's status is a fixed one."""
+_FIRST_ERROR_HEADERS = ("content-type", "retry-after", "retry-after-ms")
+_NO_RETRY = (names.H_SHOULD_RETRY, "false")
+
 
 class _Reply(NamedTuple):
     code: str
     message: str
     filter: Json
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def local_reply_config() -> Json:
     """Return the HCM's local_reply_config."""
-    mappers = [_own()]
+    mappers = [_own(), *map(_first_error, FIRST_ERROR_STATUSES)]
     for protocol in ("anthropic", "openai"):
         mappers += [_mapper(reply, protocol) for reply in _replies()]
     return {"mappers": mappers, "body_format": _plain_body()}
@@ -33,12 +44,15 @@ _FULL = (
     "The provider has as many requests under way as its limits allow, and no other target can serve; try again shortly."
 )
 
+_LONG = "The request took longer than the gateway's policy allows."
+
 
 def _replies() -> list[_Reply]:
     unavailable = "The gateway cannot decide about requests at this moment; try again shortly."
     return [
         _Reply("gateway_unavailable", unavailable, _details_start("ext_proc_error")),
         _Reply("no_healthy_target", _FULL, _flags("UO")),
+        _Reply("upstream_timeout", _LONG, _details_start(names.DETAILS_DURATION), (_NO_RETRY,)),
         _Reply("upstream_timeout", "The provider did not answer in time.", _flags("UT", "SI", "UMSDR", "DT")),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _details_start(names.DETAILS_ADDRESS)),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _flags("UF", "UC", "UPE", "UR")),
@@ -74,13 +88,28 @@ def _mapper(reply: _Reply, protocol: Protocol) -> Json:
         "filter": condition,
         "status_code": CODES[reply.code][0],
         "body_format_override": body,
-        "headers_to_add": [
-            {
-                "header": {"key": names.H_ROUTE_MODE, "value": RouteMode.NONE.value},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ],
+        "headers_to_add": [_set(names.H_ROUTE_MODE, RouteMode.NONE.value), *(_set(*one) for one in reply.headers)],
     }
+
+
+def _first_error(status: int) -> Json:
+    """Answer a request that ran out of time with the first provider's error of this status, if its body is text."""
+    private = f"metadata.filter_metadata['{names.METADATA_PRIVATE}']"
+    kept = f"%DYNAMIC_METADATA({names.METADATA_PRIVATE}:"
+    told = ((name, f"{kept}{names.P_HEADERS}:{name})%") for name in _FIRST_ERROR_HEADERS)
+    return {
+        "filter": _cel(
+            f"response.code_details == '{names.DETAILS_DURATION}'"
+            f" && {private}['{names.P_STATUS}'] == {status}.0 && {private}['{names.P_BODY}'] != ''"
+        ),
+        "status_code": status,
+        "body_format_override": {"text_format_source": {"inline_string": f"{kept}{names.P_BODY})%"}},
+        "headers_to_add": [_set(*one) for one in ((names.H_ROUTE_MODE, RouteMode.NONE.value), _NO_RETRY, *told)],
+    }
+
+
+def _set(name: str, value: str) -> Json:
+    return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def _plain_body() -> Json:

@@ -121,6 +121,8 @@ def _request(entry: Entry) -> RequestLogged:
         classes=classes,
         tokens=_tokens(common.metadata),
         address_denied=response.response_code_details.startswith(names.DETAILS_ADDRESS),
+        out_of_time=response.response_code_details == names.DETAILS_DURATION,
+        answer_began=common.HasField("time_to_first_upstream_rx_byte"),
         last=_last_attempt(entry, status, flags),
         state=partial(read_state, common.metadata),
     )

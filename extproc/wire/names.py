@@ -46,6 +46,9 @@ M_ERROR = "error"
 # Keys of METADATA_PRIVATE.
 P_STATUS = "first_status"
 P_BODY = "first_body"
+"""A body that is text; Envoy can answer with it."""
+P_BYTES = "first_bytes"
+"""Any other body, each byte a letter of Latin-1: metadata strings are UTF-8."""
 P_HEADERS = "first_headers"
 
 # Keys of METADATA_USAGE; each is a count of tokens.
@@ -98,8 +101,11 @@ LOG_ATTEMPTS = "gateway-attempts"
 # ImmediateResponse details: local_reply_config lets bodies with this prefix through unchanged.
 DETAILS_OWN = "gateway_own"
 
-# Details of the address filter's refusal.
+# Envoy's own details of what it ended without a flag.
 DETAILS_ADDRESS = "rbac_access_denied"
+"""The address filter refused."""
+DETAILS_DURATION = "max_duration_timeout"
+"""`max_duration` ran out."""
 
 ACCOUNT_HEADERS = (
     "openai-organization",

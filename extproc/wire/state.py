@@ -7,7 +7,7 @@ and copies each value of each request into its log, so what is empty or false fr
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from typing import Final
 
@@ -160,8 +160,10 @@ def _read_step(entry: Struct) -> PlanStep:
 def _write_first_error(into: Struct, error: FirstError) -> None:
     fields = into.fields[names.METADATA_PRIVATE].struct_value.fields
     fields[names.P_STATUS].number_value = error.status
-    # Metadata strings are UTF-8; Latin-1 carries any byte there and back.
-    fields[names.P_BODY].string_value = error.body.decode("latin-1")
+    try:
+        fields[names.P_BODY].string_value = error.body.decode()
+    except UnicodeDecodeError:
+        fields[names.P_BYTES].string_value = error.body.decode("latin-1")
     headers = fields[names.P_HEADERS].struct_value.fields
     for name, value in error.headers[:_FIRST_ERROR_LIMIT]:
         headers[name].string_value = value.encode("utf-8", "surrogateescape").decode("latin-1")
@@ -174,9 +176,15 @@ def _read_first_error(metadata: core_pb2.Metadata) -> FirstError | None:
     headers = fields[names.P_HEADERS].struct_value.fields
     return FirstError(
         int(fields[names.P_STATUS].number_value),
-        fields[names.P_BODY].string_value.encode("latin-1"),
+        _first_body(fields),
         tuple((name, _text(value.string_value)) for name, value in headers.items()),
     )
+
+
+def _first_body(fields: Mapping[str, Value]) -> bytes:
+    if names.P_BYTES in fields:
+        return fields[names.P_BYTES].string_value.encode("latin-1")
+    return fields[names.P_BODY].string_value.encode()
 
 
 def _text(stored: str) -> str:

@@ -12,7 +12,8 @@ from extproc.core.errors import CODES
 from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.gateway import Gateway, provider, two_providers
 from tests.support.http1 import Call, Reply
-from tests.support.wall import Wall, html_200, rate_limited, silence
+from tests.support.told import all_told, id_of
+from tests.support.wall import Wall, error, html_200, rate_limited, silence
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 MAX_BODY_BYTES = 64 * 1024
@@ -34,6 +35,9 @@ def module_gateway(module_gateway_factory: GatewayFactory, module_primary: Wall,
         name: {"targets": [{"provider": one, "model": name} for one in providers], "policy": "quick"}
         for name, providers in names.items()
     }
+    config["policies"]["hurried"] = {"max_duration": "700ms", "same_target": {"max": 0}}
+    targets = [{"provider": one, "model": "hurried", "tier": tier} for tier, one in enumerate(("primary", "fallback"))]
+    config["models"]["hurried"] = {"targets": targets, "policy": "hurried"}
     return module_gateway_factory(config)
 
 
@@ -276,6 +280,35 @@ def test_a_silent_provider_is_a_timeout(shared: Shared, path: str, protocol: str
     assert_error(reply, "upstream_timeout", protocol)
     assert_own_headers(reply)
     assert ("1", "false") == (reply.header("x-gateway-attempts"), reply.header("x-should-retry"))
+
+
+def test_a_request_that_lasts_too_long_is_a_timeout(shared: Shared) -> None:
+    """Of `max_duration`; the attempt under way is one that timed out, not one whose caller left."""
+    shared.primary.script(silence())
+
+    reply = shared.gateway.post(CHAT, {"model": "hurried"})
+
+    assert_error(reply, "upstream_timeout")
+    assert_own_headers(reply)
+    assert ("1", "false") == (reply.header("x-gateway-attempts"), reply.header("x-should-retry"))
+    told = all_told(shared.gateway, [reply])[id_of(reply)]
+    assert [("timeout",)] * 2 == [told.row.classes, told.explained.classes]
+
+
+def test_a_request_that_lasts_too_long_after_an_error_ends_with_that(shared: Shared) -> None:
+    """The first meaningful one, as ever; its bytes as they came."""
+    shared.primary.script(error(503, message="zu viel L\u00e4rm", headers={"retry-after": "7"}))
+    shared.fallback.script(silence())
+
+    reply = shared.gateway.post(CHAT, {"model": "hurried"})
+
+    assert (503, "zu viel L\u00e4rm", "application/json") == (
+        reply.status,
+        reply.json["error"]["message"],
+        reply.header("content-type"),
+    )
+    assert_own_headers(reply)
+    assert ("2", "false", "7") == tuple(map(reply.header, ("x-gateway-attempts", "x-should-retry", "retry-after")))
 
 
 @both

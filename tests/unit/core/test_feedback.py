@@ -14,6 +14,7 @@ from extproc.core.health import Success
 from extproc.core.open_requests import RECORD_MAX_AGE_S
 from extproc.core.outcome import ErrorClass, Failure
 from extproc.core.request_state import RequestState
+from extproc.core.telling import class_of
 from tests.unit.core.build import NOW, REQUEST_ID, A, B, chain, config, gateway, routed
 
 # Every failure trips at once, so that its class can be read off the target's health.
@@ -140,6 +141,38 @@ class TestMatching:
             attempt_logged(made, logged(), NOW + 1)
         view = made.health.view(A, NOW + 1)
         assert (False, "connection", NOW + 101) == (view.eligible, view.reason, view.until)
+        assert {} == made.requests.by_id
+
+    @pytest.mark.parametrize(
+        ("event", "held", "expected"),
+        [
+            (ended(504, out_of_time=True), False, ("timeout", False)),
+            (ended(504, out_of_time=True, answer_began=True), True, ("timeout", False)),
+            (ended(504, out_of_time=True, answer_began=True), False, ("stream_cut", True)),
+            (ended(200, out_of_time=True, answer_began=True, last=logged(status=200)), False, ("stream_cut", True)),
+        ],
+        ids=["silent", "held", "half a unary answer", "flowing"],
+    )
+    def test_charges_the_end_of_a_request_s_time_to_a_silent_target_only(
+        self, event: RequestLogged, held: bool, expected: tuple[str, bool]
+    ) -> None:
+        """What was flowing was a good answer: nobody's fault, and no success either."""
+        made = gateway(config(BIG, ONE_STRIKE))
+        state = routed(made)
+        made.requests.attempt_held(state, held=held)
+        record = made.requests.by_id[REQUEST_ID]
+        request_logged(made, event, NOW + 1)
+        (attempt,) = record.attempts
+        assert expected == (class_of(attempt), made.health.view(A, NOW + 1).eligible)
+
+    def test_never_calls_the_end_of_a_request_s_time_a_caller_who_left(self) -> None:
+        """Envoy's entry of the attempt looks the same, whichever comes first."""
+        made = gateway(config(BIG))
+        routed(made)
+        record = made.requests.by_id[REQUEST_ID]
+        attempt_logged(made, logged(), NOW + 1)
+        request_logged(made, ended(504, out_of_time=True), NOW + 1)
+        assert ["timeout"] == [class_of(one) for one in record.attempts]
         assert {} == made.requests.by_id
 
     def test_charges_an_attempt_once(self) -> None:

@@ -128,6 +128,12 @@ class TestLogs:
         assert names.METADATA_PRIVATE not in json.dumps(manager()["access_log"])
 
 
+def envelopes_of_ours() -> list[dict[str, Any]]:
+    """Return the mappers that answer with a code of the gateway's own."""
+    mappers = local_reply_config()["mappers"]
+    return [mapper for mapper in mappers if "json_format" in mapper["body_format_override"]]
+
+
 class TestEnvoysOwnReplies:
     def test_let_python_s_answers_through_first(self) -> None:
         first = local_reply_config()["mappers"][0]
@@ -136,7 +142,7 @@ class TestEnvoysOwnReplies:
 
     def test_are_errors_of_ours_with_their_status_in_both_envelopes(self) -> None:
         envelopes = {"openai": 0, "anthropic": 0}
-        for mapper in local_reply_config()["mappers"][1:]:
+        for mapper in envelopes_of_ours():
             error = mapper["body_format_override"]["json_format"]["error"]
             kind = "openai" if "code" in error else "anthropic"
             envelopes[kind] += 1
@@ -145,7 +151,7 @@ class TestEnvoysOwnReplies:
         assert envelopes["openai"] == envelopes["anthropic"] > 0
 
     def test_ask_for_the_caller_s_protocol_before_the_general_case(self) -> None:
-        conditions = [json.dumps(mapper["filter"]) for mapper in local_reply_config()["mappers"][1:]]
+        conditions = [json.dumps(mapper["filter"]) for mapper in envelopes_of_ours()]
         anthropic = ["/messages" in condition for condition in conditions]
         assert sorted(anthropic, reverse=True) == anthropic
 
@@ -154,6 +160,7 @@ class TestEnvoysOwnReplies:
         [
             ("ext_proc_error", "gateway_unavailable"),
             ('"UO"', "no_healthy_target"),
+            ("max_duration_timeout", "upstream_timeout"),
             ('"UT"', "upstream_timeout"),
             ('"SI"', "upstream_timeout"),
             ('"UF"', "upstream_connect_failed"),
@@ -170,7 +177,7 @@ class TestEnvoysOwnReplies:
     def test_are_told_apart_by_what_envoy_knows(self, trait: str, code: str) -> None:
         found = [
             mapper["body_format_override"]["json_format"]["error"]["code"]
-            for mapper in local_reply_config()["mappers"][1:]
+            for mapper in envelopes_of_ours()
             if trait in json.dumps(mapper["filter"]) and "/messages" not in json.dumps(mapper["filter"])
         ]
         assert [code] == found
@@ -178,7 +185,22 @@ class TestEnvoysOwnReplies:
     def test_say_that_nobody_served(self) -> None:
         for mapper in local_reply_config()["mappers"][1:]:
             headers = {one["header"]["key"]: one["header"]["value"] for one in mapper["headers_to_add"]}
-            assert {"x-gateway-route-mode": "none"} == headers
+            assert "none" == headers["x-gateway-route-mode"]
+
+    def test_after_a_provider_s_error_are_that_error_when_time_runs_out(self) -> None:
+        """Envoy knows it from the private namespace; a mapper's status is a fixed one, so each has its own."""
+        mappers = {
+            mapper["status_code"]: json.dumps(mapper)
+            for mapper in local_reply_config()["mappers"][1:]
+            if "text_format_source" in mapper["body_format_override"]
+        }
+        assert {400, 401, 402, 403, 404, 429, 500, 502, 503, 504, 529} <= mappers.keys()
+        for status, told in mappers.items():
+            assert "max_duration_timeout" in told
+            assert f"['first_status'] == {status}.0" in told
+            assert "%DYNAMIC_METADATA(gateway.private:first_body)%" in told
+            assert "%DYNAMIC_METADATA(gateway.private:first_headers:retry-after)%" in told
+            assert '"x-should-retry", "value": "false"' in told
 
     def test_never_quote_envoy_s_details(self) -> None:
         """They carry socket paths."""

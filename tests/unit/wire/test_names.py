@@ -13,6 +13,7 @@ import extproc
 from extproc.config.fields import SHARED_HEADERS
 from extproc.core.attempt import ATTEMPT_COUNT
 from extproc.core.route import TARGET_HEADER
+from extproc.envoy_config.local_reply import local_reply_config
 from extproc.envoy_config.render import Rendered
 from extproc.wire import names
 from tests.unit.envoy_config.build import rendered
@@ -54,12 +55,17 @@ def test_envoy_prints_only_metadata_that_is_written(documents: str) -> None:
     logged = set(re.findall(r"%TYPED_CEL\(metadata\.filter_metadata(.+?)\)%", documents))
     assert printed
     assert logged
-    assert {f"{names.METADATA}:{key}" for key in METADATA_KEYS} >= printed
+    private = (names.P_BODY, *(f"{names.P_HEADERS}:{one}" for one in ("content-type", "retry-after", "retry-after-ms")))
+    answered = {f"{names.METADATA_PRIVATE}:{key}" for key in private}
+    assert {f"{names.METADATA}:{key}" for key in METADATA_KEYS} | answered >= printed
     assert {f"['{names.METADATA}']['{key}']" for key in METADATA_KEYS} | {f"['{names.METADATA_USAGE}']"} >= logged
 
 
-def test_no_document_names_the_private_namespace_but_to_carry_it(documents: str) -> None:
-    """What may quote a prompt must not reach a log or a header."""
+def test_no_document_names_the_private_namespace_but_to_carry_it_and_to_answer(documents: str) -> None:
+    """What may quote a prompt must not reach a log; the caller gets it in Envoy's own replies."""
+    replies = orjson.dumps(local_reply_config()).decode()
+    assert replies in documents
+    documents = documents.replace(replies, "")
     assert f"DYNAMIC_METADATA({names.METADATA_PRIVATE}" not in documents
     carried = documents.count(f'"untyped":["{names.METADATA}","{names.METADATA_PRIVATE}"')
     assert documents.count(names.METADATA_PRIVATE) == carried

@@ -176,6 +176,11 @@ class TestWriting:
     def test_touches_the_private_namespace_only_for_an_error(self) -> None:
         assert [names.METADATA] == list(written(state()).fields)
 
+    def test_keeps_text_as_envoy_can_answer_with_it(self) -> None:
+        into = written(state(first_error=FirstError(400, "\u00e9".encode(), ())))
+        private = into.fields[names.METADATA_PRIVATE].struct_value.fields
+        assert "\u00e9" == private[names.P_BODY].string_value
+
     def test_keeps_bytes_that_are_no_text(self) -> None:
         error = FirstError(500, bytes(range(256)), ())
         found = read_state(metadata(written(state(first_error=error))))
