@@ -7,7 +7,9 @@ ConfigErrors and Refusal. Durations are read as in the config file.
 from __future__ import annotations
 
 import functools
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -85,10 +87,32 @@ def open_store(place: Place, *, create: bool = False) -> Store:
     from configctl.store import Store
 
     path = sqlite_path(parse_store_url(place.url))
+    if path is not None and create and not path.exists():
+        _refuse_to_begin_anew(path)
     if path is None or create or path.exists():
         return Store.open(place.url)
     Screen().say(f"There is no store at {path} yet.")
     return Store.open("sqlite://")
+
+
+def _refuse_to_begin_anew(path: Path) -> None:
+    """Raise StoreError for a store that went missing: a new one would count from 1 again and know no history."""
+    data_dir = DataDir(path.parent)
+    if _answers(data_dir.admin_socket):
+        raise StoreError(f"The store {path} is not there, though a gateway runs here: bring it back in its place.")
+    if data_dir.last_good.exists():
+        raise StoreError(
+            f"The store {path} is not there, though a gateway ran here before: bring it back, "
+            f"or remove {data_dir.last_good} to begin anew."
+        )
+
+
+def _answers(path: Path) -> bool:
+    """Tell whether somebody listens; the socket's file may be an earlier run's."""
+    with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+        connection.connect(str(path))
+        return True
+    return False
 
 
 def verb(group: click.Group, *examples: str) -> Callable[[Callable[..., int]], click.Command]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from configctl.records import EMPTY, Published, Version
 from configctl.refusals import StoreError
@@ -22,7 +22,7 @@ from extproc.config.load import load_config, parse_config_file
 from extproc.config.model import GatewayConfig
 from extproc.config.snapshot import Snapshot
 from extproc.settings import StartError
-from extproc.versions import HealthOrder, Report, Wanted, read_last_good
+from extproc.versions import HealthOrder, Identity, Report, Wanted, read_last_good
 
 if TYPE_CHECKING:
     from configctl.store import Store
@@ -44,11 +44,11 @@ class StoreSource:
     def wanted(self) -> Wanted | None:
         """Return the version that every instance should run."""
         with self._open() as store:
-            number = store.active_number()
-            if number is None:
+            active = store.active_identity()
+            if active is None:
                 return None
-            if self._last is None or self._last.number != number:
-                self._last = _wanted(store.version(number))
+            if self._last is None or self._last.identity != active:
+                self._last = _wanted(store.version(active[0]))
             return self._last
 
     def version(self, number: int) -> Wanted | None:
@@ -71,15 +71,21 @@ class StoreSource:
                 now=store.now(),
             )
 
-    def applied(self, number: int) -> None:
-        """Record that this instance runs a version."""
-        with self._open() as store:
-            store.mark_outcome(number, "applied", None, actor=self._instance, now=time.time())
+    def applied(self, version: Identity) -> None:
+        """Record that this instance runs a version, if the store has it."""
+        self._mark(version, "applied", None)
 
-    def refused(self, number: int, reason: str) -> None:
-        """Record that this instance refused a version."""
+    def refused(self, version: Identity, reason: str) -> None:
+        """Record that this instance refused a version, if the store has it."""
+        self._mark(version, "failed", reason)
+
+    def _mark(self, version: Identity, outcome: Literal["applied", "failed"], reason: str | None) -> None:
+        number, own = version
         with self._open() as store:
-            store.mark_outcome(number, "failed", reason, actor=self._instance, now=time.time())
+            held = store.version(number)
+            # The verdict may be on a version of the store that was here before this one.
+            if held is not None and held.digest == own:
+                store.mark_outcome(number, outcome, reason, actor=self._instance, now=time.time())
 
     def ordered(self, order: HealthOrder) -> None:
         """Write an operator's order about this instance's health into the audit."""

@@ -123,9 +123,15 @@ class Store:
             return float(connection.execute(select(database_now())).scalar_one())
 
     def active_number(self) -> int | None:
-        """Return the wanted version's number: the cheapest question, to be asked often."""
+        """Return the wanted version's number."""
         with self._read() as connection:
             return read_number(connection.execute(select(WANTED.c.number)).scalar_one())
+
+    def active_identity(self) -> tuple[int, str] | None:
+        """Return the wanted version's number and digest: the cheapest question by which a gateway learns of news."""
+        with self._read() as connection:
+            number, own = connection.execute(_IDENTITY).one()
+            return None if read_number(number) is None else (number, str(own))
 
     def active(self) -> Version | None:
         """Return the wanted version, None while nothing is published."""
@@ -299,6 +305,7 @@ class Store:
 
 
 _ACTIVE = select(VERSIONS).join(WANTED, WANTED.c.number == VERSIONS.c.number)
+_IDENTITY = select(WANTED.c.number, VERSIONS.c.digest).outerjoin(VERSIONS, VERSIONS.c.number == WANTED.c.number)
 
 
 def _head(connection: Connection) -> Head:

@@ -26,7 +26,7 @@ from extproc.envoy_config.files import write_json
 from extproc.envoy_config.render import Rendered, together
 from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
-from extproc.versions import Report, VersionSource, Wanted, read_last_good
+from extproc.versions import Identity, Report, VersionSource, Wanted, read_last_good
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Observer(Protocol):
 class Live:
     """A version whose clusters Envoy has; `until` is when no request can need it any more, None for the active one."""
 
+    identity: Identity
     snapshot: Snapshot
     rendered: Rendered
     until: float | None = None
@@ -102,8 +103,8 @@ class Agent:
         self._clock = clock
         self._observer = observer
         self._live: list[Live] = []
-        self._wanted: int | None = None
-        self._refused: tuple[int, str] | None = None
+        self._wanted: Identity | None = None
+        self._refused: tuple[Identity, str] | None = None
         self._store_error: str | None = None
         self._trouble: str | None = None
         self._untold: list[Callable[[], None]] = []
@@ -118,9 +119,13 @@ class Agent:
     def report(self) -> Report:
         """What this instance says of itself now."""
         refused, reason = self._refused or (None, None)
-        applied = self._live[-1].snapshot.version if self._live and self._gateway.accepted else None
+        applied = self._live[-1].identity if self._live and self._gateway.accepted else None
+        if applied and self._wanted and applied != self._wanted and applied[0] == self._wanted[0]:
+            # Who reads this knows the store's version of that number, which is another.
+            applied = None
         error = reason or self._store_error or (f"files cannot be kept up: {self._trouble}" if self._trouble else None)
-        return Report(self._wanted, applied, refused, error, tuple(map(self._reference, sorted(self._missing))))
+        missing = tuple(map(self._reference, sorted(self._missing)))
+        return Report(_number(self._wanted), _number(applied), _number(refused), error, missing)
 
     @property
     def store_answers(self) -> bool:
@@ -140,7 +145,7 @@ class Agent:
             return True
         wanted = await self._ask()
         if wanted is not None:
-            known = last_good is not None and (last_good.number, last_good.digest) == (wanted.number, wanted.digest)
+            known = last_good is not None and last_good.identity == wanted.identity
             if await self._boot_from(wanted, known=known):
                 return True
         if last_good is None or last_good == wanted:
@@ -161,10 +166,10 @@ class Agent:
         except (ConfigErrors, Refused) as refusal:
             if known:
                 # It served here before: what changed is this program or its settings, which is not the version's fault.
-                self._refused = (candidate.number, str(refusal))
+                self._refused = (candidate.identity, str(refusal))
                 log.error("version %d cannot be started: %s", candidate.number, refusal)
             else:
-                await self._refuse(candidate.number, str(refusal))
+                await self._refuse(candidate.identity, str(refusal))
             return False
         try:
             self._files.write_first(rendered)
@@ -173,7 +178,7 @@ class Agent:
             if not known:
                 return False
             # Its files are there from the time before; whether Envoy runs them is asked before we are ready.
-        self._go_live(snapshot, rendered)
+        self._go_live(candidate.identity, snapshot, rendered)
         self._keep(candidate)
         return True
 
@@ -209,7 +214,7 @@ class Agent:
             await self._files.move(self._all_live(), rendered)
         except (ConfigErrors, Refused) as refusal:
             self._files.keep_secrets(live.rendered for live in self._live)
-            await self._refuse(wanted.number, str(refusal))
+            await self._refuse(wanted.identity, str(refusal))
             return
         except EnvoyAway as away:
             log.warning("version %d waits: %s", wanted.number, away)
@@ -223,12 +228,12 @@ class Agent:
         longest_s = max(policy.deadline_s for policy in old.snapshot.policies.values())
         until = self._clock() + UPLOAD_LIMIT_S + longest_s + HEARTBEAT_S
         self._live[-1] = replace(old, until=until)
-        self._go_live(snapshot, rendered)
+        self._go_live(wanted.identity, snapshot, rendered)
         self._gateway.accepted = True
         self._refused = None
         await asyncio.to_thread(self._keep, wanted)
         log.info("version %d is live", wanted.number)
-        await self._judge(lambda: self._source.applied(wanted.number))
+        await self._judge(lambda: self._source.applied(wanted.identity))
 
     def _prepare(self, wanted: Wanted) -> tuple[Snapshot, Rendered]:
         """Compile and render: hundreds of milliseconds for a large config, in which requests must not wait."""
@@ -253,30 +258,30 @@ class Agent:
             log.error("the files of this instance cannot be kept up: %s; what runs goes on", trouble)
         self._trouble = trouble
 
-    def _go_live(self, snapshot: Snapshot, rendered: Rendered) -> None:
+    def _go_live(self, identity: Identity, snapshot: Snapshot, rendered: Rendered) -> None:
         self._key_digests = {name: _digest(document) for name, document in rendered.sds.items()}
         # The keys are in their files now; only their names are needed to know which files stay.
         kept = replace(rendered, sds={name: {} for name in rendered.sds})
-        self._live.append(Live(snapshot, kept))
+        self._live.append(Live(identity, snapshot, kept))
         self._missing = rendered.missing_keys
         self._gateway.activate(Active(snapshot, rendered.clusters, frozenset(rendered.missing_keys)))
         self._observer.applied(snapshot)
         for provider in sorted(rendered.missing_keys):
             log.warning("without its key a provider's targets are not used: %s", self._reference(provider))
 
-    async def _refuse(self, number: int, reason: str) -> None:
-        self._refused = (number, reason)
-        log.error("version %d is refused: %s", number, reason)
-        self._observer.refused(number)
-        await self._judge(lambda: self._source.refused(number, reason))
+    async def _refuse(self, version: Identity, reason: str) -> None:
+        self._refused = (version, reason)
+        log.error("version %d is refused: %s", version[0], reason)
+        self._observer.refused(version[0])
+        await self._judge(lambda: self._source.refused(version, reason))
 
     def _is_news(self, wanted: Wanted) -> bool:
-        active = self._live[-1].snapshot.version
-        if wanted.number == active:
+        active = self._live[-1].identity
+        if wanted.identity == active:
             if self._refused is not None and self._refused[0] != active:
                 self._refused = None
             return False
-        return self._refused is None or self._refused[0] != wanted.number
+        return self._refused is None or self._refused[0] != wanted.identity
 
     async def _watch_boot(self) -> None:
         """Become ready once Envoy runs the first files."""
@@ -288,8 +293,8 @@ class Agent:
             return
         if accepted:
             self._gateway.accepted = True
-            number = self._live[-1].snapshot.version
-            await self._judge(lambda: self._source.applied(number))
+            version = self._live[-1].identity
+            await self._judge(lambda: self._source.applied(version))
 
     # -- keys and clusters ---------------------------------------------------------------------------------------
 
@@ -347,8 +352,8 @@ class Agent:
             self._store_is_away(error)
             return None
         self._store_error = None
-        if wanted is not None and wanted.number != self._wanted:
-            self._wanted = wanted.number
+        if wanted is not None and wanted.identity != self._wanted:
+            self._wanted = wanted.identity
             self._observer.wanted(wanted.number)
         return wanted
 
@@ -380,6 +385,10 @@ class Agent:
         if self._store_error is None:
             log.warning("the config store cannot be reached: %s", error)
         self._store_error = f"the config store cannot be reached: {error}"
+
+
+def _number(version: Identity | None) -> int | None:
+    return None if version is None else version[0]
 
 
 def _compile(wanted: Wanted) -> Snapshot:

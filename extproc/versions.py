@@ -12,6 +12,9 @@ from typing import Literal, Protocol, TypeAlias
 
 import orjson
 
+Identity: TypeAlias = tuple[int, str]
+"""Number and digest: a store that was restored or replaced may hold another content under a number that ran here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -21,6 +24,11 @@ class Wanted:
     digest: str
     content: str
 
+    @property
+    def identity(self) -> Identity:
+        """What tells this version from others, those of another store included."""
+        return self.number, self.digest
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -28,6 +36,7 @@ class Report:
 
     wanted: int | None
     applied: int | None
+    """The version that runs here; None also where the wanted version has its number and another content."""
     refused: int | None = None
     error: str | None = None
     missing_keys: tuple[str, ...] = ()
@@ -83,12 +92,12 @@ class VersionSource(Protocol):
         """Record a heartbeat of this instance."""
         ...
 
-    def applied(self, number: int) -> None:
-        """Record that this instance runs a version."""
+    def applied(self, version: Identity) -> None:
+        """Record that this instance runs a version, if the store has it."""
         ...
 
-    def refused(self, number: int, reason: str) -> None:
-        """Record that this instance refused a version, in Envoy's or the compiler's words."""
+    def refused(self, version: Identity, reason: str) -> None:
+        """Record that this instance refused a version, in Envoy's or the compiler's words, if the store has it."""
         ...
 
     def leave(self) -> None:

@@ -41,6 +41,7 @@ READERS: tuple[Callable[[Store], object], ...] = (
     Store.audit_entries,
     Store.active,
     Store.active_number,
+    Store.active_identity,
     lambda store: store.version(2),
     lambda store: store.instances(NOW),
     lambda store: print_history(NOWHERE, store.versions(), store.active_number()),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
 from extproc.render import envoy_paths
 from extproc.serve import target_keys
-from extproc.versions import Report, Wanted, read_last_good
+from extproc.versions import Identity, Report, Wanted, read_last_good
 from tests.unit.core.build import NOW, A, B, chain, config, trip
 
 DEADLINE_S = 600.0
@@ -62,13 +63,13 @@ class Store:
         self._hear()
         self.reports.append(report)
 
-    def applied(self, number: int) -> None:
+    def applied(self, version: Identity) -> None:
         self._hear()
-        self.told.append(("applied", number))
+        self.told.append(("applied", version[0]))
 
-    def refused(self, number: int, reason: str) -> None:
+    def refused(self, version: Identity, reason: str) -> None:
         self._hear()
-        self.told.append(("refused", number, reason))
+        self.told.append(("refused", version[0], reason))
 
     def leave(self) -> None:
         self.told.append(("leave",))
@@ -570,6 +571,47 @@ def test_a_version_waits_for_an_envoy_that_is_away(running: World) -> None:
 
     assert (1, [], None) == before
     assert (2, [("applied", 2)]) == (running.active, running.store.told)
+
+
+# -- another store in the place of the one that was followed
+
+
+def elsewhere(version: Wanted) -> Wanted:
+    """Return the version that another store has under the same number."""
+    return replace(version, digest=f"{version.digest}-elsewhere")
+
+
+def test_another_content_under_the_number_that_runs_is_taken_over(running: World) -> None:
+    running.publish(elsewhere(written(1)))
+
+    assert [("validate", 1), ("move", ["a-1"], ["a-1"])] == running.files.lines
+    assert elsewhere(written(1)) == read_last_good(running.data_dir.last_good)
+    assert (Report(1, 1), [("applied", 1)]) == (running.store.reports[-1], running.store.told)
+
+
+def test_another_content_under_the_number_that_runs_is_not_applied_before_it_runs(running: World) -> None:
+    """`configctl publish` would take the old content for it."""
+    running.files.away = True
+    running.publish(elsewhere(written(1)))
+
+    assert Report(1, None) == running.agent.report
+
+
+def test_another_content_under_the_number_that_runs_may_be_refused(running: World) -> None:
+    running.files.invalid = {1}
+    running.publish(elsewhere(written(1)))
+    running.turns(3)
+
+    assert (Report(1, None, 1, "no such filter in 1"), [("validate", 1)]) == (running.agent.report, running.files.lines)
+
+
+def test_another_content_under_a_number_that_was_refused_is_tried(running: World) -> None:
+    running.files.invalid = {2}
+    running.publish(written(2))
+    running.files.invalid = set()
+    running.publish(elsewhere(written(2)))
+
+    assert (2, Report(2, 2)) == (running.active, running.agent.report)
 
 
 # -- the store is gone

@@ -246,6 +246,18 @@ def test_a_version_is_read_once(place: Place, monkeypatch: pytest.MonkeyPatch) -
     assert first == source.wanted()
 
 
+def test_a_store_put_in_the_others_place_is_read_whatever_its_numbers_are(place: Place) -> None:
+    """As one brought back from a copy, with another version published since."""
+    source = StoreSource(place.url, "one")
+    place.publish(ONE)
+    source.wanted()
+    (place.root / "store.db").unlink()
+    place.publish(TWO)
+
+    content, own = of(TWO)
+    assert Wanted(1, own, content.decode()) == source.wanted()
+
+
 def test_a_version_that_was_returned_from_is_no_longer_wanted(place: Place) -> None:
     source = StoreSource(place.url, "one")
     place.publish(ONE)
@@ -288,13 +300,24 @@ def test_a_heartbeat_has_an_error_when_and_only_when_the_wanted_version_was_refu
 def test_the_verdict_on_a_version_is_written_down(place: Place) -> None:
     source = StoreSource(place.url, "one")
     place.publish(ONE)
-    source.applied(1)
+    source.applied((1, of(ONE)[1]))
     place.publish(TWO)
-    source.refused(2, "no such filter")
+    source.refused((2, of(TWO)[1]), "no such filter")
 
     with Store.open(place.url) as store:
         verdicts = [(version.outcome, version.outcome_reason) for version in store.versions()]
     assert [("failed", "no such filter"), ("applied", None)] == verdicts
+
+
+def test_the_verdict_on_a_version_of_another_store_is_not_written_down(place: Place) -> None:
+    place.publish(ONE)
+    source = StoreSource(place.url, "one")
+    source.applied((1, of(TWO)[1]))
+    source.refused((1, of(TWO)[1]), "no such filter")
+    source.refused((2, of(TWO)[1]), "no such filter")
+
+    active = place.active()
+    assert ("pending", None) == (active and active.outcome, active and active.outcome_reason)
 
 
 def test_an_instance_that_stops_in_good_order_is_off_the_list(place: Place) -> None:
@@ -353,8 +376,8 @@ def test_an_order_is_an_entry_of_the_audit_that_names_this_instance(
 CALLS: list[Callable[[StoreSource], object]] = [
     lambda source: source.wanted(),
     lambda source: source.report(Report(1, 1)),
-    lambda source: source.applied(1),
-    lambda source: source.refused(1, "no"),
+    lambda source: source.applied((1, "")),
+    lambda source: source.refused((1, ""), "no"),
     lambda source: source.ordered(ORDER),
 ]
 
@@ -373,7 +396,7 @@ def test_a_store_that_breaks_while_it_is_open_is_an_oserror(
 ) -> None:
     source = StoreSource(place.url, "one")
     place.publish(ONE)
-    source.applied(1)
+    source.applied((1, of(ONE)[1]))
     for table in ("wanted", "versions", "instances"):
         with sqlite3.connect(place.root / "store.db") as connection:
             connection.execute(f"DROP TABLE {table}")

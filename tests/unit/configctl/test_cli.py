@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import socket
 import subprocess
 import sys
 import time
@@ -181,6 +182,35 @@ def test_a_publish_where_no_gateway_runs_says_so(run: Run) -> None:
     result = publish(run, "small")
 
     assert (0, "Version 1 is published; no gateway runs on this store now.\n") == (result.exit_code, result.stdout)
+
+
+@pytest.mark.parametrize("argv", [["publish", "small.yaml"], ["rollback"]])
+def test_a_store_that_is_gone_is_not_begun_anew_where_a_gateway_ran(run: Run, place: Path, argv: list[str]) -> None:
+    """A new store would count from 1 again, and the gateway follow it away from all that was published before."""
+    last_good = place / ".gateway" / "last-good.json"
+    last_good.parent.mkdir()
+    last_good.touch()
+
+    result = run(*argv, "-m", "why", "--yes")
+
+    assert (1, "") == (result.exit_code, result.stdout)
+    assert result.stderr == (
+        f"The store {place / '.gateway' / 'store.db'} is not there, though a gateway ran here before: bring it back, "
+        f"or remove {last_good} to begin anew.\n"
+    )
+    assert [last_good] == list(last_good.parent.iterdir())
+
+
+def test_a_store_that_is_gone_is_not_begun_anew_where_a_gateway_runs(run: Run, place: Path) -> None:
+    (place / ".gateway" / "run").mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as admin:
+        admin.bind(str(place / ".gateway" / "run" / "admin.sock"))
+        admin.listen()
+
+        result = publish(run, "small")
+
+    assert (1, False) == (result.exit_code, (place / ".gateway" / "store.db").exists())
+    assert "store.db is not there, though a gateway runs here: bring it back" in result.stderr
 
 
 def test_a_publish_as_json_tells_everything(run: Run) -> None:
