@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from configctl.commands import compile_version, readable, validate
 from configctl.diff import Change, diff_contents
 from configctl.history import version_before
-from configctl.records import EMPTY, Conflict, NoSuchVersion, NothingToPublish, Published, Returned, Version
+from configctl.records import EMPTY, Changed, Conflict, NoSuchVersion, NothingToPublish, Published, Returned, Version
 from configctl.refusals import Refusal
 from configctl.waiting import Verdicts, wait_for_verdicts
 from extproc.config.errors import ConfigErrors
@@ -91,7 +91,7 @@ def propose_publish(store: Store, source: str, act: Act, now: float) -> Proposal
 
 
 def propose_rollback(store: Store, to: int | None, act: Act, now: float) -> Proposal | NothingToPublish | Conflict:
-    """Find the version to go back to and compare it; raises Refusal when there is none, audited."""
+    """Find the version to go back to and compare it; raises Refusal, audited, when there is none or it was changed."""
     active = store.active()
     if (conflict := _stale(store, "rollback", act, active, now)) is not None:
         return conflict
@@ -99,6 +99,10 @@ def propose_rollback(store: Store, to: int | None, act: Act, now: float) -> Prop
     if target is None or active is None:
         store.refuse("rollback", act.author, "no such version", {"message": act.message, "to": to}, now)
         raise Refusal(_no_such_version(to))
+    if not target.is_as_published:
+        detail = {"message": act.message, "to": target.number}
+        store.refuse("rollback", act.author, "changed since it was published", detail, now)
+        raise Refusal(_changed(target.number))
     if target.digest == active.digest:
         return NothingToPublish(active)
     try:
@@ -125,6 +129,8 @@ def commit(store: Store, proposal: Proposal, act: Act, now: float) -> Published 
     answer = store.rollback(number, author=act.author, message=act.message, expect=proposal.expect, now=now)
     if isinstance(answer, NoSuchVersion):
         raise Refusal(_no_such_version(answer.number))
+    if isinstance(answer, Changed):
+        raise Refusal(_changed(answer.number))
     return answer
 
 
@@ -183,3 +189,10 @@ def _no_such_version(number: int | None) -> str:
     if number is None:
         return "There is no earlier version to roll back to: see `configctl history`."
     return f"There is no version {number} to roll back to: see `configctl history`."
+
+
+def _changed(number: int) -> str:
+    return (
+        f"Version {number} was changed since it was published, its digest does not fit its content, so it is not "
+        "published again: `configctl audit verify` names all that was changed. Go back to another version."
+    )

@@ -81,12 +81,10 @@ def validate(source: str, *, version: int = 1) -> Checked:
 
 
 def compile_version(version: Version) -> Snapshot:
-    """Compile a stored version with the compiler of today; ConfigErrors when that refuses it."""
-    from extproc.config.compile import compile_snapshot
-    from extproc.config.load import load_config
+    """Compile a stored version with the compiler of today; ConfigErrors when that refuses it, or it was changed."""
+    from extproc.config.stored import compile_stored
 
-    config = load_config(version.content.decode(), f"version {version.number}")
-    return compile_snapshot(config, version.number)
+    return compile_stored(version.number, version.digest, version.content.decode())
 
 
 def diff(store: Store, first: str | None, second: str | None) -> tuple[Change, ...]:

@@ -20,6 +20,7 @@ from configctl.records import (
     EMPTY,
     Act,
     AuditEntry,
+    Changed,
     Conflict,
     Kind,
     NoSuchVersion,
@@ -95,7 +96,7 @@ def plan_publish(
 
 def plan_rollback(
     head: Head, find: Find, to: int | None, request: Request
-) -> Planned[Published | NothingToPublish | Conflict | NoSuchVersion]:
+) -> Planned[Published | NothingToPublish | Conflict | NoSuchVersion | Changed]:
     """Decide about a rollback to version `to`; None means the one that was active before the active one."""
     if (conflict := _conflict(head, "rollback", request)) is not None:
         return conflict
@@ -104,6 +105,10 @@ def plan_rollback(
         detail = {"message": request.message, "reason": "no such version", "to": to}
         entry = chained(head, "rollback", request.author, None, detail, request.now, refused=True)
         return Planned(NoSuchVersion(to), head.number, entry=entry)
+    if not old.is_as_published:
+        detail = {"message": request.message, "reason": "changed since it was published", "to": old.number}
+        entry = chained(head, "rollback", request.author, None, detail, request.now, refused=True)
+        return Planned(Changed(old.number), head.number, entry=entry)
     if old.digest == head.active.digest:
         return Planned(NothingToPublish(head.active), head.number)
     return _new_version(head, "rollback", old.content, old.digest, old.number, request)
@@ -307,7 +312,7 @@ class _Told:
 
 def _why_differs(version: Version, told: Mapping[int, Mapping[str, Any]] | None) -> str | None:
     """Say what of a version is not as recorded; without `told` only the content can be checked."""
-    if hashlib.sha256(version.content).hexdigest() != version.digest:
+    if not version.is_as_published:
         return "was changed: its digest does not fit its content"
     if told is None:
         return None

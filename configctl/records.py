@@ -6,6 +6,7 @@ they are kept is `store.py`'s. Times are epoch seconds.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -59,6 +60,11 @@ class Version:
     def config(self) -> Mapping[str, Any]:
         """The content as a mapping, of whatever shape; ValueError when somebody broke it."""
         return _mapping(self.content)
+
+    @property
+    def is_as_published(self) -> bool:
+        """Whether the content has the digest it was published with."""
+        return hashlib.sha256(self.content).hexdigest() == self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +141,13 @@ class Returned:
 
     number: int
     to: Version | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The version to go back to is not what was published: somebody changed it in the store."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Literal
 from configctl.records import EMPTY, Published, Version
 from configctl.refusals import StoreError
 from extproc.config.compile import canonical_json, compile_snapshot, digest
-from extproc.config.load import load_config, parse_config_file
+from extproc.config.errors import ConfigErrors
+from extproc.config.load import parse_config_file
 from extproc.config.model import GatewayConfig
 from extproc.config.snapshot import Snapshot
+from extproc.config.stored import compile_stored
 from extproc.settings import StartError
 from extproc.versions import HealthOrder, Identity, Report, Wanted, read_last_good
 
@@ -130,8 +132,8 @@ def prepare(url: str, config: Path | None, last_good: Path, author: str) -> tupl
     """Return what an instance is about to run, and a note for the operator.
 
     A config file goes into an empty store as version 1; one that differs from the active version is only reported.
-    Without the store it is the last good version. Raises ConfigErrors for a file that does not compile, StartError
-    when there is nothing to run.
+    Without the store, or with an active version that cannot be used, it is the last good version. Raises ConfigErrors
+    for a file that does not compile, StartError when there is nothing to run.
     """
     from configctl.store import Store
 
@@ -151,17 +153,26 @@ def prepare(url: str, config: Path | None, last_good: Path, author: str) -> tupl
     except StoreError as error:
         if saved is None:
             raise StartError(f"{error} There is no version from an earlier run to start with either.") from None
-        snapshot = compile_snapshot(load_config(saved.content, f"version {saved.number}"), saved.number)
-        return snapshot, f"{error} Starting with version {saved.number}, the last that ran here."
+        return _last(saved, f"{error} ")
     if active is None:
         raise StartError("There is no config to serve: name a file with --config, or publish one with configctl.")
-    snapshot = compile_snapshot(load_config(active.content.decode(), f"version {active.number}"), active.number)
+    try:
+        snapshot = compile_stored(active.number, active.digest, active.content.decode())
+    except ConfigErrors as errors:
+        if saved is None:
+            raise
+        return _last(saved, f"{errors}\n")
     if parsed and config and active.digest != digest(parsed):
         return snapshot, (
             f"{config} differs from the active version {active.number} and is not applied: "
             f"`configctl diff {config}` shows how, `configctl publish {config} -m MESSAGE` makes it active."
         )
     return snapshot, None
+
+
+def _last(saved: Wanted, why: str) -> tuple[Snapshot, str]:
+    snapshot = compile_stored(saved.number, saved.digest, saved.content)
+    return snapshot, f"{why}Starting with version {saved.number}, the last that ran here."
 
 
 def _wanted(version: Version | None) -> Wanted | None:

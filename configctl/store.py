@@ -32,6 +32,7 @@ from configctl.history import (
 from configctl.records import (
     Act,
     AuditEntry,
+    Changed,
     Conflict,
     Instance,
     NoSuchVersion,
@@ -184,7 +185,7 @@ class Store:
 
     def rollback(
         self, to: int | None, *, author: str, message: str, expect: int | None, now: float
-    ) -> Published | NothingToPublish | Conflict | NoSuchVersion:
+    ) -> Published | NothingToPublish | Conflict | NoSuchVersion | Changed:
         """Publish an old version's content again; None: the version that was active before the active one."""
         request = Request(author, message, expect, now)
         with self._change() as (connection, head):

@@ -17,10 +17,9 @@ from typing import Protocol
 
 import orjson
 
-from extproc.config.compile import compile_snapshot
 from extproc.config.errors import ConfigErrors
-from extproc.config.load import load_config
 from extproc.config.snapshot import Snapshot
+from extproc.config.stored import compile_stored
 from extproc.core.gateway import Active, Gateway
 from extproc.envoy_config.files import write_json
 from extproc.envoy_config.render import Rendered, together
@@ -144,10 +143,8 @@ class Agent:
         if last_good is not None and await self._files.envoy_serves() and await self._boot_from(last_good, known=True):
             return True
         wanted = await self._ask()
-        if wanted is not None:
-            known = last_good is not None and last_good.identity == wanted.identity
-            if await self._boot_from(wanted, known=known):
-                return True
+        if wanted is not None and await self._boot_from(wanted, known=wanted == last_good):
+            return True
         if last_good is None or last_good == wanted:
             return False
         log.warning("starting with the last good version %d", last_good.number)
@@ -392,7 +389,7 @@ def _number(version: Identity | None) -> int | None:
 
 
 def _compile(wanted: Wanted) -> Snapshot:
-    return compile_snapshot(load_config(wanted.content, f"version {wanted.number}"), wanted.number)
+    return compile_stored(wanted.number, wanted.digest, wanted.content)
 
 
 def _digest(document: Mapping[str, object]) -> str:

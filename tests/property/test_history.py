@@ -21,7 +21,7 @@ from configctl.history import (
     plan_rollback,
     verify_chain,
 )
-from configctl.records import AuditEntry, Conflict, NothingToPublish, Published, Version
+from configctl.records import AuditEntry, Changed, Conflict, NothingToPublish, Published, Version
 
 
 @dataclass
@@ -144,6 +144,19 @@ def test_a_rollback_has_the_content_it_names(acts: list[Any]) -> None:
             assert version.rollback_of is not None
             assert version.rollback_of < version.number
             assert memory.versions[version.rollback_of].content == version.content
+
+
+@given(ACTS, st.data())
+def test_a_changed_content_is_never_published_again(acts: list[Any], data: st.DataObject) -> None:
+    memory = told([*acts, ("publish", b"last", None, "", 1.0)])
+    number = data.draw(st.sampled_from(sorted(memory.versions)))
+    memory.versions[number] = replace(memory.versions[number], content=b"changed")
+
+    result = do(memory, ("rollback", number, None, "", 2.0))
+
+    assert Changed(number) == result
+    assert b"changed" not in [version.content for version in memory.versions.values() if version.number != number]
+    assert (1, None, "rollback") == (memory.entries[-1].refused, memory.entries[-1].version, memory.entries[-1].act)
 
 
 @given(ACTS, st.data())

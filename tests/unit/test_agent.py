@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -33,13 +34,22 @@ GONE = OSError("the store is gone")
 
 def written(number: int, *targets: TargetKey, **more: Any) -> Wanted:
     """Publish a version whose model `big` has these targets."""
-    text = json.dumps(config({"big": chain(*(targets or (A,)))}, {"deadline": "600s"}) | more)
-    return Wanted(number, f"digest-{number}", text)
+    return wanted_of(number, json.dumps(config({"big": chain(*(targets or (A,)))}, {"deadline": "600s"}) | more))
 
 
 def broken(number: int) -> Wanted:
     """Publish a version that does not compile here."""
-    return Wanted(number, f"digest-{number}", '{"schema": 1, "surplus": 2}')
+    return wanted_of(number, '{"schema": 1, "surplus": 2}')
+
+
+def changed(number: int) -> Wanted:
+    """Publish a version that somebody changed in the store since."""
+    published = written(number)
+    return replace(published, content=published.content.replace("600s", "599s"))
+
+
+def wanted_of(number: int, text: str) -> Wanted:
+    return Wanted(number, hashlib.sha256(text.encode()).hexdigest(), text)
 
 
 class Store:
@@ -329,6 +339,22 @@ def test_where_the_wanted_version_does_not_compile_the_last_good_one_starts(worl
     assert "surplus" in str(told[2])
 
 
+@pytest.mark.parametrize("ran_before", [3, 4])
+def test_where_the_wanted_version_was_changed_in_the_store_the_last_good_one_starts(
+    world: World, ran_before: int
+) -> None:
+    """Also where it ran here as it was published: the digest alone does not make it the same."""
+    save_last_good(world, written(ran_before))
+    world.store.versions.append(changed(4))
+
+    assert True is world.boot()
+    assert world.gateway.active is not None
+    assert (ran_before, DEADLINE_S) == (world.active, world.gateway.active.snapshot.policies["default"].deadline_s)
+    (told,) = world.store.told
+    assert ("refused", 4) == told[:2]
+    assert "`configctl audit verify`" in str(told[2])
+
+
 def test_where_envoy_refuses_the_wanted_version_the_last_good_one_starts(world: World) -> None:
     save_last_good(world, written(3))
     world.store.versions.append(written(4))
@@ -490,6 +516,15 @@ def test_a_version_that_does_not_compile_changes_nothing(running: World) -> None
     assert [("wanted", 2), ("refused", 2)] == running.seen
 
 
+def test_a_version_that_was_changed_in_the_store_changes_nothing(running: World) -> None:
+    running.publish(changed(2))
+
+    assert ([], 1, 1) == (running.files.lines, running.active, running.last_good)
+    (told,) = running.store.told
+    assert ("refused", 2) == told[:2]
+    assert "version 2: was changed since it was published" in str(told[2])
+
+
 def test_a_version_that_the_binary_refuses_is_not_moved_to(running: World) -> None:
     running.files.invalid = {2}
     running.publish(written(2))
@@ -578,7 +613,7 @@ def test_a_version_waits_for_an_envoy_that_is_away(running: World) -> None:
 
 def elsewhere(version: Wanted) -> Wanted:
     """Return the version that another store has under the same number."""
-    return replace(version, digest=f"{version.digest}-elsewhere")
+    return wanted_of(version.number, f"{version.content} ")
 
 
 def test_another_content_under_the_number_that_runs_is_taken_over(running: World) -> None:

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +69,11 @@ class Place:
 
     def make_store(self) -> None:
         Store.open(self.url).close()
+
+    def change(self, old: str, new: str) -> None:
+        """Change the content of every version behind the store's back."""
+        with closing(sqlite3.connect(self.root / "store.db")) as connection, connection:
+            connection.execute("UPDATE versions SET content = replace(content, ?, ?)", (old, new))
 
     def break_store(self) -> None:
         (self.root / "store.db").write_bytes(b"this is no database, only a text of more than a hundred bytes" * 3)
@@ -200,6 +206,27 @@ def test_a_store_that_cannot_be_used_and_no_earlier_run_is_an_end(place: Place) 
 
     with pytest.raises(StartError, match=r"There is no version from an earlier run to start with either\.$"):
         prepare(place.url, place.file(), place.last_good, "us")
+
+
+def test_an_active_version_that_was_changed_in_the_store_leaves_the_one_that_last_ran(place: Place) -> None:
+    place.publish(TWO)
+    place.change("two", "one")
+    place.save_last_good(number=7)
+
+    snapshot, note = prepare(place.url, None, place.last_good, "us")
+
+    assert (7, of(ONE)[1]) == (snapshot.version, snapshot.digest)
+    assert note is not None
+    assert note.startswith("version 1: was changed since it was published")
+    assert note.endswith("\nStarting with version 7, the last that ran here.")
+
+
+def test_an_active_version_that_was_changed_in_the_store_and_no_earlier_run_is_an_end(place: Place) -> None:
+    place.publish(TWO)
+    place.change("two", "one")
+
+    with pytest.raises(ConfigErrors, match=r"version 1: was changed since .* `configctl audit verify` names all"):
+        prepare(place.url, None, place.last_good, "us")
 
 
 def test_a_damaged_last_version_counts_as_none(place: Place) -> None:

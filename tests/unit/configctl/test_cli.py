@@ -391,6 +391,46 @@ def test_a_rollback_to_nowhere_is_refused_and_audited(run: Run) -> None:
     assert [True, True, False] == [entry["refused"] for entry in json.loads(run("audit", "--json").stdout)]
 
 
+CHANGE_1 = "UPDATE versions SET content = replace(content, 'https:', 'http:') WHERE number = 1"
+
+
+def test_a_rollback_to_a_version_that_was_changed_in_the_store_is_refused_and_audited(run: Run, store: Store) -> None:
+    for name in ("small", "other"):
+        publish(run, name)
+    with store._write_transaction() as connection:
+        connection.exec_driver_sql(CHANGE_1)
+
+    result = run("rollback", "1", "-m", "x", "--yes")
+
+    assert (1, "", 2) == (result.exit_code, result.stdout, store.active_number())
+    assert "Version 1 was changed since it was published" in result.stderr
+    assert "`configctl audit verify`" in result.stderr
+    entry = store.audit_entries(1)[0]
+    assert ("rollback", 1, None) == (entry.act, entry.refused, entry.version)
+    assert {"message": "x", "reason": "changed since it was published", "to": 1} == entry.details
+
+
+def test_a_version_that_is_changed_while_the_operator_is_asked_is_refused_too(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("small", "other"):
+        publish(run, name)
+    monkeypatch.setattr(flow, "is_terminal", lambda: True)
+
+    def confirm(*_: Any, **__: Any) -> bool:
+        with store._write_transaction() as connection:
+            connection.exec_driver_sql(CHANGE_1)
+        return True
+
+    monkeypatch.setattr("click.confirm", confirm)
+
+    result = run("rollback", "1", "-m", "x")
+
+    assert (1, "", 2) == (result.exit_code, result.stdout, store.active_number())
+    assert "Version 1 was changed since it was published" in result.stderr
+    assert 1 == store.audit_entries(1)[0].refused
+
+
 def test_a_rollback_may_expect_a_version_too(run: Run) -> None:
     for name in ("small", "other"):
         publish(run, name)
