@@ -27,6 +27,7 @@ from configctl.refusals import StoreError
 
 BUSY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5
+_PLACES = ("host", "port")
 WRITES = "gateway_writes"
 """Execution option of an engine whose transactions write."""
 
@@ -48,8 +49,9 @@ def parse_store_url(text: str) -> URL:
 
 
 def describe(url: URL) -> str:
-    """Return a store's address without its password."""
-    return url.render_as_string(hide_password=True)
+    """Return a store's address without its password, and of its parameters only those that say where it is."""
+    places = {name: value for name, value in url.query.items() if name in _PLACES}
+    return url.set(query=places).render_as_string(hide_password=True)
 
 
 def open_engine(url: URL) -> Engine:

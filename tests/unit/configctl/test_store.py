@@ -115,6 +115,20 @@ def test_no_message_holds_the_stores_password() -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["password", "sslpassword", "passfile", "user", "options"])
+def test_no_message_holds_a_parameter_of_the_stores_address(name: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        Store.open(f"postgresql://u@127.0.0.1:1/db?{name}=hunter2")
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_store_behind_a_socket_is_known_by_its_directory() -> None:
+    url = parse_store_url("postgresql://u@/db?host=/run/postgresql&password=hunter2")
+
+    assert "postgresql+psycopg://u@/db?host=/run/postgresql" == describe(url).replace("%2F", "/")
+
+
 def test_a_store_in_memory_is_empty_and_works() -> None:
     with Store.open("sqlite://") as store:
         publish(store, "a")
