@@ -27,6 +27,10 @@ from configctl.refusals import StoreError
 
 BUSY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 5
+_UNREADABLE = (
+    "The store's address cannot be read: its port must be a number, and in its user and password each of : / ? # @ % "
+    "must be percent-encoded, such as %2F for a slash."
+)
 _PLACES = ("host", "port")
 WRITES = "gateway_writes"
 """Execution option of an engine whose transactions write."""
@@ -40,8 +44,13 @@ def parse_store_url(text: str) -> URL:
         raise StoreError(
             "The store's address is not a URL: write sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE."
         ) from None
+    except ValueError:
+        raise StoreError(_UNREADABLE) from None
     backend = url.drivername.partition("+")[0]
     if backend in ("postgresql", "postgres"):
+        if text.partition("?")[0].count("@") > 1:
+            # Nobody can tell which @ ends the password, and what follows the wrong one would be shown.
+            raise StoreError(_UNREADABLE)
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise StoreError(f"The store cannot be {backend}: use sqlite:///PATH or postgresql+psycopg://...")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -127,6 +128,22 @@ def test_a_store_behind_a_socket_is_known_by_its_directory() -> None:
     url = parse_store_url("postgresql://u@/db?host=/run/postgresql&password=hunter2")
 
     assert "postgresql+psycopg://u@/db?host=/run/postgresql" == describe(url).replace("%2F", "/")
+
+
+@pytest.mark.parametrize(
+    "rest",
+    ["u:pw@zq:w/zq@127.0.0.1:1/db", "u:pw@zq/zq@127.0.0.1:1/db", "u:pw@zq@127.0.0.1:1/db", "u:pw@127.0.0.1:zq/db"],
+)
+def test_an_address_that_cannot_be_read_is_refused_unquoted(rest: str) -> None:
+    """A part of a password may stand where the port, the host or the database would."""
+    with pytest.raises(StoreError, match="percent-encoded, such as %2F for a slash") as caught:
+        Store.open(f"postgresql://{rest}")
+
+    assert not {"zq", "pw"} & set(re.findall(r"\w+", str(caught.value)))
+
+
+def test_a_percent_encoded_password_is_read_as_it_was_meant() -> None:
+    assert "p@ss:w/rd" == parse_store_url("postgresql://u:p%40ss%3Aw%2Frd@127.0.0.1:1/db").password
 
 
 def test_a_store_in_memory_is_empty_and_works() -> None:
