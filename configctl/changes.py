@@ -22,7 +22,7 @@ from extproc.config.errors import ConfigErrors
 if TYPE_CHECKING:
     from configctl.store import Store
 
-Outcome = Literal["applied", "failed", "silent", "superseded", "no_gateway", "not_waited"]
+Outcome = Literal["applied", "failed", "silent", "superseded", "no_gateway", "not_waited", "interrupted"]
 _AUDITED_ERRORS = 20
 
 

@@ -81,8 +81,11 @@ def _await(
             spinner.update(render.waiting_line(verdicts))
 
     timing = changes.Timing(timeout_s, store.now, time.sleep, progress)
-    with spinner or nullcontext():
-        return changes.await_verdicts(store, version, act, timing, keep=keep)
+    try:
+        with spinner or nullcontext():
+            return changes.await_verdicts(store, version, act, timing, keep=keep)
+    except KeyboardInterrupt:
+        return changes.Report(version, "interrupted", Verdicts((), ()))
 
 
 def _tell_report(screen: Screen, report: changes.Report, as_json: bool) -> int:

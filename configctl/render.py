@@ -208,6 +208,7 @@ def describe_report(report: Report) -> str:
         "silent": f"Version {number} is published; {applied} of {len(answers)} applied it, the others did not answer.",
         "superseded": f"Version {number} was replaced by version {report.verdicts.superseded_by} before it was live.",
         "no_gateway": f"Version {number} is published; no gateway runs on this store now.",
+        "interrupted": f"Version {number} is published; nobody is waited for any more, see `configctl status`.",
         "not_waited": f"Version {number} is published; nobody was waited for, see `configctl status`.",
     }[report.outcome]
 

@@ -121,9 +121,9 @@ def of_report(report: Report) -> Json:
     """`publish` and `rollback` that made a version.
 
     `{result: "published", version, outcome, instances: [{instance, hostname, answer, reason, after_s}], gone: [id],
-    superseded_by, returned_to}`; `outcome` is applied, failed, silent, superseded, no_gateway or not_waited; `answer`
-    is applied, failed or silent; `gone` were silent before; `returned_to` is the number wanted after a refusal, 0 for
-    none.
+    superseded_by, returned_to}`; `outcome` is applied, failed, silent, superseded, no_gateway, not_waited or
+    interrupted; `answer` is applied, failed or silent; `gone` were silent before; `returned_to` is the number wanted
+    after a refusal, 0 for none.
     """
     returned = report.returned
     to = None

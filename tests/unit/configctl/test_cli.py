@@ -354,6 +354,28 @@ def test_a_gateway_that_does_not_answer_is_named(run: Run, store: Store) -> None
     assert 1 == store.active_number()
 
 
+def interrupt(_: float) -> None:
+    """Press Ctrl-C where there is a wait."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("verb", [["publish", "other.yaml"], ["rollback", "1"]])
+def test_an_operator_who_stops_waiting_is_told_that_the_version_is_published(
+    run: Run, store: Store, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    for name in ("small", "full"):
+        publish(run, name)
+    report(store, "gw-1", wanted=2, applied=2)
+    monkeypatch.setattr("time.sleep", interrupt)
+
+    result = run(*verb, "-m", "x", "--yes")
+
+    told = "Version 3 is published; nobody is waited for any more, see `configctl status`.\n"
+    assert (1, told, 3) == (result.exit_code, result.stdout, store.active_number())
+    as_json = run("publish", "small.yaml" if "other.yaml" in verb else "full.yaml", "-m", "x", "--yes", "--json")
+    assert (1, "interrupted") == (as_json.exit_code, json.loads(as_json.stdout)["outcome"])
+
+
 def test_nobody_is_waited_for_when_that_is_said(run: Run, store: Store) -> None:
     report(store, "gw-1", wanted=0, applied=None)
 
