@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from configctl.commands import compile_version, readable, validate
 from configctl.diff import Change, diff_contents
-from configctl.history import version_before
+from configctl.history import changes_nothing, version_before
 from configctl.records import EMPTY, Changed, Conflict, NoSuchVersion, NothingToPublish, Published, Returned, Version
 from configctl.refusals import Refusal
 from configctl.waiting import Verdicts, wait_for_verdicts
@@ -84,7 +84,7 @@ def propose_publish(store: Store, source: str, act: Act, now: float) -> Proposal
     active = store.active()
     if (conflict := _stale(store, "publish", act, active, now)) is not None:
         return conflict
-    if active is not None and active.digest == checked.snapshot.digest:
+    if active is not None and changes_nothing(active, checked.snapshot.digest):
         return NothingToPublish(active)
     changes = diff_contents(readable(active).content if active else None, checked.content)
     return Proposal("publish", checked.content, checked.snapshot.digest, active, changes)
@@ -103,7 +103,7 @@ def propose_rollback(store: Store, to: int | None, act: Act, now: float) -> Prop
         detail = {"message": act.message, "to": target.number}
         store.refuse("rollback", act.author, "changed since it was published", detail, now)
         raise Refusal(_changed(target.number))
-    if target.digest == active.digest:
+    if changes_nothing(active, target.digest):
         return NothingToPublish(active)
     try:
         compile_version(target)

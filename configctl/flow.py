@@ -59,7 +59,11 @@ def change(
 
 def _confirmed(screen: Screen, proposal: changes.Proposal) -> bool:
     render.print_changes(screen.talk, proposal.changes)
-    if proposal.target is not None and proposal.target.outcome == "failed":
+    if proposal.active is not None and proposal.active.digest == proposal.digest:
+        screen.say(
+            f"Version {proposal.active.number} is active and the same; it failed when it was published.", "yellow"
+        )
+    elif proposal.target is not None and proposal.target.outcome == "failed":
         screen.say(f"Version {proposal.target.number} failed when it was published.", "yellow")
     if not is_terminal():
         screen.say(f"Refused: nobody can be asked without a terminal; add --yes to {proposal.verb} this change.")

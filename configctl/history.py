@@ -89,7 +89,7 @@ def plan_publish(
     """Decide about a publish: a new version, nothing to do, or a conflict."""
     if (conflict := _conflict(head, "publish", request)) is not None:
         return conflict
-    if head.active is not None and head.active.digest == digest:
+    if head.active is not None and changes_nothing(head.active, digest):
         return Planned(NothingToPublish(head.active), head.number)
     return _new_version(head, "publish", content, digest, None, request)
 
@@ -109,7 +109,7 @@ def plan_rollback(
         detail = {"message": request.message, "reason": "changed since it was published", "to": old.number}
         entry = chained(head, "rollback", request.author, None, detail, request.now, refused=True)
         return Planned(Changed(old.number), head.number, entry=entry)
-    if old.digest == head.active.digest:
+    if changes_nothing(head.active, old.digest):
         return Planned(NothingToPublish(head.active), head.number)
     return _new_version(head, "rollback", old.content, old.digest, old.number, request)
 
@@ -135,6 +135,11 @@ def plan_outcome(
     if version.outcome == "failed" or version.outcome == outcome:
         return None
     return chained(head, outcome, actor, version.number, {"reason": reason}, now)
+
+
+def changes_nothing(active: Version, digest: str) -> bool:
+    """Tell whether a publish is needless; a version that failed is tried again when somebody publishes it again."""
+    return active.digest == digest and active.outcome != "failed"
 
 
 def version_before(version: Version | None, find: Find) -> Version | None:

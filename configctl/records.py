@@ -122,7 +122,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class NothingToPublish:
-    """The content is the active version's."""
+    """The content is the active version's, which did not fail."""
 
     active: Version
 

@@ -72,6 +72,13 @@ class StoreClaims:
         assert NothingToPublish(first) == answer
         assert len(store.audit_entries()) == 1
 
+    def test_the_content_of_an_active_version_that_failed_is_published_again(self, store: Store) -> None:
+        """After its cause was repaired nobody else tries it again."""
+        publish(store, "a")
+        store.mark_outcome(1, "failed", "no", actor="gw", now=2.0)
+
+        assert (2, 1, b"a") == ((again := publish(store, "a")).number, again.parent, again.content)
+
     def test_a_publish_that_expects_another_version_is_a_conflict_and_audited(self, store: Store) -> None:
         first = publish(store, "a")
 

@@ -343,6 +343,19 @@ def test_a_refusal_is_kept_when_asked(run: Run, store: Store) -> None:
     assert 2 == store.active_number()
 
 
+@pytest.mark.parametrize("verb", [["publish", "other.yaml"], ["rollback", "2"]])
+def test_an_active_version_that_failed_may_be_published_again(run: Run, store: Store, verb: list[str]) -> None:
+    for name in ("small", "other"):
+        publish(run, name)
+    store.mark_outcome(2, "failed", "no such file", actor="gw-1", now=time.time())
+
+    shown = run(*verb, "-m", "the file is there now")
+    result = run(*verb, "-m", "the file is there now", "--yes")
+
+    assert "Version 2 is active and the same; it failed when it was published." in shown.stderr
+    assert (0, "Version 3 is published; no gateway runs on this store now.\n") == (result.exit_code, result.stdout)
+
+
 def test_a_gateway_that_does_not_answer_is_named(run: Run, store: Store) -> None:
     report(store, "gw-1", wanted=1, applied=1)
     report(store, "gw-2", wanted=0, applied=None)
