@@ -56,7 +56,7 @@ def request_cells(row: Json) -> tuple[str, ...]:
     tokens = "" if row["input_tokens"] is None else f"{row['input_tokens']}+{row['output_tokens'] or 0}"
     duration = "" if row["duration_ms"] is None else f"{row['duration_ms']:.0f}"
     return (
-        row["arrived"],
+        row["arrived"] or "",
         row["request_id"],
         row["model"],
         row["error"] or row["outcome"],

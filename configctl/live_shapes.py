@@ -43,10 +43,13 @@ def of_health(row: pb.HealthRow) -> Json:
 
 
 def of_request(row: pb.RequestRow) -> Json:
-    """Describe one request of `requests`; with `--follow` there is one a line."""
+    """Describe one request of `requests`; with `--follow` there is one a line.
+
+    Of a row that somebody changed, outcome `unreadable`, there is the id alone.
+    """
     return {
         "request_id": row.request_id,
-        "arrived": of_time(row.arrived),
+        "arrived": of_time(row.arrived) if row.arrived else None,
         "endpoint": row.endpoint,
         "client": row.client,
         "model": row.model,

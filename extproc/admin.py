@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import orjson
@@ -30,6 +31,7 @@ from extproc.core.health_state import Subject
 from extproc.core.story import Replay, Story, explain_json, replay
 from extproc.core.telling import Teller
 from extproc.ledger import Ledger
+from extproc.ledger_file import UNREADABLE
 from extproc.ledger_reader import LIST_LIMIT, LedgerReader
 from extproc.orders import OrderJournal
 from extproc.versions import HealthOrder, OrderAct, VersionArchive
@@ -51,6 +53,7 @@ _ACTS: dict[int, OrderAct] = {
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_AnswerT = TypeVar("_AnswerT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +129,20 @@ class AdminService:
         row.in_audit = in_audit
         return row
 
-    async def list_requests(self, request: pb.ListRequestsRequest, _context: Context) -> AsyncIterator[pb.RequestRow]:
+    async def list_requests(self, request: pb.ListRequestsRequest, context: Context) -> AsyncIterator[pb.RequestRow]:
         """Stream past requests and, when asked, the new ones as they end."""
         query = query_of(request)
         await self._flushed()
-        last = await asyncio.to_thread(self._reader.last_seq)
-        entries = await asyncio.to_thread(self._reader.entries, query)
+        last = await _read(context, self._reader.last_seq)
+        entries = await _read(context, self._reader.entries, query)
         # A request that ended between the two looks is among the entries already.
         last = max([last, *(entry.seq for entry in entries)])
         for entry in reversed(entries) if request.follow else entries:
             yield request_row(entry)
         while request.follow:
             await asyncio.sleep(FOLLOW_POLL_S)
-            newest = await asyncio.to_thread(self._reader.last_seq)
-            fresh = await asyncio.to_thread(self._reader.entries, replace(query, after=last, limit=LIST_LIMIT))
+            newest = await _read(context, self._reader.last_seq)
+            fresh = await _read(context, self._reader.entries, replace(query, after=last, limit=LIST_LIMIT))
             for entry in fresh:
                 yield request_row(entry)
             last = max([newest, *(entry.seq for entry in fresh)]) if len(fresh) < LIST_LIMIT else fresh[-1].seq
@@ -147,7 +150,7 @@ class AdminService:
     async def explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainReply:
         """Tell one request's story and plan it again."""
         await self._flushed()
-        story = await asyncio.to_thread(self._reader.find, request.request_id) or self._open(request.request_id)
+        story = await _read(context, self._reader.find, request.request_id) or self._open(request.request_id)
         if story is None:
             kept = self._ledger.bounds
             await context.abort(
@@ -155,6 +158,9 @@ class AdminService:
                 f"The ledger has no request {request.request_id!r}; it keeps {kept.max_rows} requests "
                 f"for at most {kept.max_age_s / 86400:g} days.",
             )
+        if story.outcome == UNREADABLE:
+            told = f"The ledger's row of request {request.request_id!r} was changed and cannot be read."
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, told)
         again = await asyncio.to_thread(self._planned_again, story, self._gateway.snapshot(story.version))
         return pb.ExplainReply(json=orjson.dumps(explain_json(story, again)).decode())
 
@@ -204,6 +210,14 @@ class AdminService:
         models = active.snapshot.models.values()
         known = {TargetKey(target.provider, target.model) for entry in models for target in entry.targets}
         return key if model and (key in known or TargetKey(provider, "*") in known) else None
+
+
+async def _read(context: Context, question: Callable[..., _AnswerT], *args: Any) -> _AnswerT:
+    """Ask the ledger in a thread; a file that cannot be read ends the call with a sentence."""
+    try:
+        return await asyncio.to_thread(question, *args)
+    except sqlite3.Error as error:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"The request ledger cannot be read: {error}.")
 
 
 def _order_of(request: pb.SetHealthRequest, certificate: str | None, now: float) -> HealthOrder:

@@ -1,14 +1,21 @@
 """The ledger's file: its schema, its rows, and how a story becomes one and is read back.
 
-One row a request. What is asked for in queries has a column; plan, candidates and attempts are JSON.
+One row a request. What is asked for in queries has a column; plan, candidates and attempts are JSON. SQLite keeps any
+value in any column, and everything above trusts a story's types: a row that nobody of ours wrote is said to be
+unreadable, whatever it holds.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -23,8 +30,16 @@ from extproc.core.story import (
     candidates_to_json,
 )
 
+UNREADABLE = "unreadable"
+"""Outcome of a row that somebody changed; nothing but its id is told."""
+
 BUSY_TIMEOUT_S = 5.0
 _SCHEMA_VERSION = 1
+_LAST_MOMENT = 253_402_300_799.0
+"""The end of the year 9999, the last that can be written down, and longer than anything takes."""
+_NUMBERS_END = 2**53
+_SHORT_NUMBERS_END = 2**31
+"""For what the admin API tells in 32 bits."""
 
 COLUMNS = (
     "id",
@@ -127,7 +142,66 @@ def row_of(story: Story) -> tuple[Any, ...]:
 
 
 def story_of(row: sqlite3.Row) -> Story:
-    """Read a row back."""
+    """Read a row back, whoever wrote it."""
+    try:
+        story = _read(row)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        story = None
+    return story if story is not None and _is_sound(story) else _unreadable(row["id"])
+
+
+def _is_sound(story: Story) -> bool:
+    return (
+        _check_of(Story)(story) and story.arrived >= 0 and max(story.status, story.attempt_count) < _SHORT_NUMBERS_END
+    )
+
+
+@cache
+def _check_of(kind: Any) -> Callable[[Any], bool]:
+    """Return what tells whether a value is what a type says, all the way down, and no number is beyond use."""
+    if kind is float:
+        return lambda value: type(value) in (int, float) and -_LAST_MOMENT <= value <= _LAST_MOMENT
+    if kind is int:
+        return lambda value: type(value) is int and 0 <= value < _NUMBERS_END
+    origin, inner = get_origin(kind), [_check_of(one) for one in get_args(kind) if one is not ...]
+    if origin is UnionType:
+        return lambda value: any(check(value) for check in inner)
+    if origin is tuple:
+        return lambda value: isinstance(value, tuple) and all(map(inner[0], value))
+    if origin is Mapping:
+        return lambda value: isinstance(value, Mapping) and all(map(inner[1], value.values()))
+    if not (is_dataclass(kind) or hasattr(kind, "_fields")):
+        return lambda value: isinstance(value, kind)
+    fields = [(attrgetter(name), _check_of(hint)) for name, hint in get_type_hints(kind).items()]
+    return lambda value: isinstance(value, kind) and all(check(get(value)) for get, check in fields)
+
+
+def _unreadable(request_id: object) -> Story:
+    return Story(
+        id=request_id if isinstance(request_id, str) else "",
+        arrived=0.0,
+        version=0,
+        digest="",
+        client="",
+        endpoint="",
+        kind="",
+        policy="",
+        model="",
+        outcome=UNREADABLE,
+        status=0,
+        error=None,
+        route_mode="",
+        served_by="",
+        served_model="",
+        flags=(),
+        duration_s=None,
+        first_byte_s=None,
+        request_bytes=0,
+        response_bytes=0,
+    )
+
+
+def _read(row: sqlite3.Row) -> Story:
     prefer = orjson.loads(row["prefer"])
     return Story(
         id=row["id"] or "",

@@ -38,7 +38,10 @@ class Entry:
 
 
 class LedgerReader:
-    """Reads the ledger, opening the file for each question; blocks, so not for the event loop."""
+    """Reads the ledger, opening the file for each question; blocks, so not for the event loop.
+
+    Each question may raise sqlite3.Error, for a file that is no ledger any more.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -97,6 +100,8 @@ class _Opened:
                 database.close()
             else:
                 database.row_factory = sqlite3.Row
+                # A row that somebody changed may hold bytes that are no text.
+                database.text_factory = lambda raw: raw.decode("utf-8", "replace")
                 self._database = database
         return self._database
 
@@ -115,7 +120,9 @@ def _where(query: Query) -> tuple[str, list[Any]]:
             conditions.append(f"{column} = ?")
             values.append(wanted)
     if query.error_class is not None:
-        conditions.append("exists (select 1 from json_each(classes) where value = ?)")
+        conditions.append(
+            "exists (select 1 from json_each(case when json_valid(classes) then classes else '[]' end) where value = ?)"
+        )
         values.append(query.error_class)
     if query.since is not None:
         conditions.append("arrived >= ?")
