@@ -208,8 +208,9 @@ def status(place: Place, as_json: bool) -> int:
     from configctl import live_render, render, shapes
 
     screen = Screen()
-    found, fault = _status_of(place)
     live = _live_status(place)
+    # A gateway that answers has a store: an empty one in its place would say that nothing is wanted.
+    found, fault = _status_of(place, in_use=live is not None)
     if as_json:
         told = shapes.of_status(*found) if found else {"active": None, "instances": []}
         screen.json({**told, "gateway": live, "store_error": fault})
@@ -261,12 +262,12 @@ def _verify_audit(store: Store, screen: Screen, as_json: bool) -> int:
     return _REFUSED if verified.broken else 0
 
 
-def _status_of(place: Place) -> tuple[tuple[Status, float] | None, str | None]:
+def _status_of(place: Place, *, in_use: bool) -> tuple[tuple[Status, float] | None, str | None]:
     """Return what the store says and its time, or why it says nothing."""
     from configctl import commands
 
     try:
-        with open_store(place) as store:
+        with open_store(place, in_use=in_use) as store:
             now = store.now()
             return (commands.status(store, now), now), None
     except StoreError as error:

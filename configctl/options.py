@@ -80,8 +80,8 @@ class Place:
 PLACE_OPTIONS = tuple(field.name for field in fields(Place))
 
 
-def open_store(place: Place, *, create: bool = False) -> Store:
-    """Open the store; one that is not there yet is created for a change, and empty for a look."""
+def open_store(place: Place, *, create: bool = False, in_use: bool = False) -> Store:
+    """Open the store; one that is not there is created for a change, a fault where it is in use, and else empty."""
     # Here and not above: the database library takes longer to import than most verbs to run.
     from configctl.engine import parse_store_url, sqlite_path
     from configctl.store import Store
@@ -91,6 +91,8 @@ def open_store(place: Place, *, create: bool = False) -> Store:
         _refuse_to_begin_anew(path)
     if path is None or create or path.exists():
         return Store.open(place.url)
+    if in_use:
+        raise StoreError(f"The store {path} is not there: bring it back, or name the gateway's with --store.")
     Screen().say(f"There is no store at {path} yet.")
     return Store.open("sqlite://")
 

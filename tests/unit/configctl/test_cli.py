@@ -170,6 +170,27 @@ def test_a_status_whose_store_is_broken_says_so_after_what_the_gateway_says(
     )
 
 
+def test_a_status_whose_store_is_gone_while_the_gateway_answers_says_so(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / ".gateway" / "run").mkdir(parents=True)
+    (place / ".gateway" / "run" / "admin.sock").touch()
+    monkeypatch.setattr("configctl.live_commands.live_status", lambda _: INSTANCE)
+
+    result, as_json = run("status"), run("status", "--json")
+
+    assert (1, 1) == (result.exit_code, as_json.exit_code)
+    assert ["this gateway", "version", "requests", "ledger", "missing keys", "last error"] == [
+        line.partition(":")[0] for line in result.stdout.splitlines()
+    ]
+    sentence = f"The store {place}/.gateway/store.db is not there: bring it back, or name the gateway's with --store."
+    assert sentence == " ".join(result.stderr.split())
+    told = json.loads(as_json.stdout)
+    assert (None, [], INSTANCE, sentence) == (
+        *(told[key] for key in ("active", "instances", "gateway", "store_error")),
+    )
+
+
 @pytest.mark.parametrize("argv", [["current"], ["show", "1"], ["diff", "1", "2"], ["rollback", "-m", "x", "--yes"]])
 def test_what_needs_a_version_says_so_where_there_is_none(run: Run, argv: list[str]) -> None:
     result = run(*argv)
