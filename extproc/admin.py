@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
 import orjson
@@ -32,7 +31,7 @@ from extproc.core.story import Replay, Story, explain_json, replay
 from extproc.core.telling import Teller
 from extproc.ledger import Ledger
 from extproc.ledger_file import UNREADABLE
-from extproc.ledger_reader import LIST_LIMIT, LedgerReader
+from extproc.ledger_reader import LIST_LIMIT, LedgerReader, UnreadableLedger
 from extproc.orders import OrderJournal
 from extproc.versions import HealthOrder, OrderAct, VersionArchive
 from extproc.wire.pb import admin_pb2 as pb
@@ -53,7 +52,8 @@ _ACTS: dict[int, OrderAct] = {
 }
 
 Context = grpc.aio.ServicerContext[Any, Any]
-_AnswerT = TypeVar("_AnswerT")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +212,12 @@ class AdminService:
         return key if model and (key in known or TargetKey(provider, "*") in known) else None
 
 
-async def _read(context: Context, question: Callable[..., _AnswerT], *args: Any) -> _AnswerT:
-    """Ask the ledger in a thread; a file that cannot be read ends the call with a sentence."""
+async def _read(context: Context, question: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Ask the ledger; one that cannot be read ends the call."""
     try:
-        return await asyncio.to_thread(question, *args)
-    except sqlite3.Error as error:
-        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"The request ledger cannot be read: {error}.")
+        return await asyncio.to_thread(question, *args, **kwargs)
+    except UnreadableLedger as unreadable:
+        await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(unreadable))
 
 
 def _order_of(request: pb.SetHealthRequest, certificate: str | None, now: float) -> HealthOrder:

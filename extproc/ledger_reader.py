@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from extproc.core.story import Story
@@ -37,10 +38,17 @@ class Entry:
     story: Story
 
 
+class UnreadableLedger(Exception):  # noqa: N818 - its text is what the operator reads
+    """There is a ledger, but it cannot be read."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"The ledger cannot be read: {path}: {why}.")
+
+
 class LedgerReader:
     """Reads the ledger, opening the file for each question; blocks, so not for the event loop.
 
-    Each question may raise sqlite3.Error, for a file that is no ledger any more.
+    A file that is not there yet is an empty ledger; what else keeps a question from its answer is `UnreadableLedger`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,34 +88,35 @@ class LedgerReader:
             for row in database.execute(statement, values):
                 yield Entry(row["seq"], story_of(row))
 
-    def _open(self) -> _Opened:
-        return _Opened(self._path)
-
-
-class _Opened:
-    """A read-only connection for one question; None when there is no readable ledger."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._database: sqlite3.Connection | None = None
-
-    def __enter__(self) -> sqlite3.Connection | None:
-        with suppress(sqlite3.Error):
-            database = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
-            try:
-                database.execute("select 1 from requests limit 1").fetchone()
-            except sqlite3.Error:
-                database.close()
-            else:
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection | None]:
+        """Open the file read-only for one question; None when no request was ever written."""
+        if not _is_there(self._path):
+            yield None
+            return
+        try:
+            with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as database:
                 database.row_factory = sqlite3.Row
                 # A row that somebody changed may hold bytes that are no text.
                 database.text_factory = lambda raw: raw.decode("utf-8", "replace")
-                self._database = database
-        return self._database
+                made = database.execute("select 1 from sqlite_master where name = 'requests'").fetchone()
+                yield database if made else None
+        except sqlite3.Error as error:
+            raise UnreadableLedger(self._path, error) from None
 
-    def __exit__(self, *_: object) -> None:
-        if self._database is not None:
-            self._database.close()
+
+def _is_there(path: Path) -> bool:
+    """Tell a file that is missing from one that may not be seen."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UnreadableLedger(path, error.strerror) from None
+    if not S_ISREG(found.st_mode):
+        # SQLite would say that the disk has a fault.
+        raise UnreadableLedger(path, "it is no file")
+    return True
 
 
 def _where(query: Query) -> tuple[str, list[Any]]:

@@ -281,6 +281,27 @@ def test_a_request_that_ends_while_the_list_is_read_is_followed_once(
 # -- explain
 
 
+@pytest.mark.parametrize("verb", ["list", "explain"])
+def test_a_ledger_that_cannot_be_read_is_a_sentence(
+    service: AdminService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr(service, "_reader", LedgerReader(tmp_path))
+    context: Any = Call()
+
+    async def ask() -> None:
+        if verb == "explain":
+            await service.explain(pb.ExplainRequest(request_id="r"), context)
+        async for _ in service.list_requests(pb.ListRequestsRequest(), context):
+            pass
+
+    with pytest.raises(Aborted) as refused:
+        asyncio.run(ask())
+
+    code, told = refused.value.args
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert told.startswith("The ledger cannot be read: ")
+
+
 FORGOTTEN: dict[str, tuple[dict[str, Any] | None, str | None, dict[str, Any]]] = {
     "it is in the store": (CONFIG, None, {"same": True, "differs": None, "not_run": None}),
     "it is not in the store": (

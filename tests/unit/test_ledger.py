@@ -19,7 +19,7 @@ from extproc.config.compile import compile_snapshot
 from extproc.core.story import Story
 from extproc.ledger import BATCH_ROWS, QUEUE_ROWS, Ledger, LedgerBounds, bounds_of, prune
 from extproc.ledger_file import open_ledger, row_of
-from extproc.ledger_reader import LedgerReader, Query
+from extproc.ledger_reader import LedgerReader, Query, UnreadableLedger
 from tests.support.stories import FIRST, NOW, Scene, served
 from tests.unit.config.build import SMALL, load
 
@@ -280,3 +280,25 @@ def test_a_file_that_was_removed_is_begun_anew(start: Start, story: Story, caplo
 def test_without_a_file_there_is_nothing_to_read(tmp_path: Path) -> None:
     found = LedgerReader(tmp_path / "requests.db")
     assert (None, [], 0, 0) == (found.find("r"), found.entries(Query()), found.last_seq(), found.count())
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "it is no file"), (b"somebody's letter, and no database" * 100, "file is not a database")],
+    ids=["a directory", "a letter"],
+)
+def test_what_cannot_be_read_is_not_taken_for_an_empty_ledger(tmp_path: Path, content: bytes | None, why: str) -> None:
+    path = tmp_path / "requests.db"
+    path.mkdir() if content is None else path.write_bytes(content)
+    found = LedgerReader(path)
+    questions = (lambda: found.find("r"), lambda: found.entries(Query()), found.last_seq, found.count)
+    for question in questions:
+        with pytest.raises(UnreadableLedger) as refused:
+            question()
+        assert f"The ledger cannot be read: {path}: {why}." == str(refused.value)
+
+
+def test_a_ledger_whose_tables_are_not_made_yet_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "requests.db"
+    path.touch()
+    assert [] == LedgerReader(path).entries(Query())
