@@ -2,7 +2,8 @@
 
 Owns what waits to be written and the bounds of the file. Invariants: `add` never blocks and never raises; at most
 `QUEUE_ROWS` rows wait, what comes on top is dropped and counted; the file keeps at most `max_rows` rows and none older
-than `max_age_s`; a disk that is slow, full or gone costs rows, never a request.
+than `max_age_s`; a disk that is slow, full or gone costs rows, never a request; a file that another program locks costs
+none while there is room to wait.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ class Ledger:
         self._failed = 0
         self._clock = clock
         self._queue: deque[Story] = deque()
-        self._busy = 0
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -79,7 +79,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """How many rows are not written yet."""
-        return len(self._queue) + self._busy
+        return len(self._queue)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was taken in is written; False when time was up. Not for the event loop."""
@@ -138,19 +138,23 @@ class Ledger:
             self._wake.clear()
 
     def _write_batch(self, database: sqlite3.Connection) -> None:
-        self._busy = min(BATCH_ROWS, len(self._queue))
-        batch = [self._queue.popleft() for _ in range(self._busy)]
+        # Rows leave the queue once their fate is known; nobody else takes any.
+        batch = [self._queue[place] for place in range(min(BATCH_ROWS, len(self._queue)))]
         try:
             with database:
                 # A generator: the interpreter is free for requests between any two rows.
                 database.executemany(INSERT, (row_of(story) for story in batch))
-        except BaseException:
-            self._failed += len(batch)
+        except BaseException as error:
+            if not _is_locked(error):
+                self._failed += len(batch)
+                self._forget(len(batch))
             raise
-        else:
-            self.written += len(batch)
-        finally:
-            self._busy = 0
+        self.written += len(batch)
+        self._forget(len(batch))
+
+    def _forget(self, rows: int) -> None:
+        for _ in range(rows):
+            self._queue.popleft()
 
 
 def prune(database: sqlite3.Connection, bounds: LedgerBounds, now: float) -> None:
@@ -172,6 +176,13 @@ def prune(database: sqlite3.Connection, bounds: LedgerBounds, now: float) -> Non
                 deleted = database.execute(statement, (limit, PRUNE_ROWS)).rowcount
             if deleted < PRUNE_ROWS:
                 break
+
+
+def _is_locked(error: BaseException) -> bool:
+    """Tell whether another program has the file just now, so that the same rows can be written later."""
+    # The lowest byte of an extended code is its kind.
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from extproc import ledger as ledger_module
+from extproc import ledger_file
 from extproc.config.compile import compile_snapshot
 from extproc.core.story import Story
 from extproc.ledger import BATCH_ROWS, QUEUE_ROWS, Ledger, LedgerBounds, bounds_of, prune
@@ -264,6 +265,28 @@ def test_a_batch_that_the_disk_refuses_is_counted(start: Start, story: Story, mo
     ledger.add(replace(story, id="kept"))
     assert ["kept"] == ids(reader(ledger))
     assert (1, 1) == (ledger.written, ledger.dropped)
+
+
+def test_rows_wait_while_another_program_locks_the_file(
+    start: Start, story: Story, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_file, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(ledger_module, "REOPEN_S", 0.01)
+    monkeypatch.setattr(ledger_module, "prune", lambda *_: None)
+    ledger = start()
+    ledger.add(replace(story, id="first"))
+    reader(ledger)
+    with closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+        other.execute("begin immediate")
+        for name in "abc":
+            ledger.add(replace(story, id=name))
+        give_up_at = time.monotonic() + 10
+        while "locked" not in caplog.text and time.monotonic() < give_up_at:
+            ledger.flush(0.01)
+        assert (0, 3) == (ledger.dropped, ledger.waiting)
+        other.execute("rollback")
+    assert ["c", "b", "a", "first"] == ids(reader(ledger))
+    assert (4, 0) == (ledger.written, ledger.dropped)
 
 
 def test_a_file_that_was_removed_is_begun_anew(start: Start, story: Story, caplog: pytest.LogCaptureFixture) -> None:
