@@ -2,7 +2,7 @@
 
 Owns what each call does; the form of the answers is `admin_messages.py`'s, the sockets are `admin_server.py`'s.
 Invariants: nothing here blocks the event loop (the ledger is read in threads); every order, refused ones included, is
-handed to the journal that brings it into the audit.
+handed to the journal that brings it into the audit; one that holds is saved before that.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
@@ -78,6 +78,7 @@ class AdminService:
         journal: OrderJournal,
         archive: VersionArchive,
         status: Callable[[], InstanceStatus],
+        save_health: Callable[[], Awaitable[None]],
         clock: Callable[[], float],
     ) -> None:
         self._gateway = gateway
@@ -86,6 +87,7 @@ class AdminService:
         self._ledger = ledger
         self._reader = LedgerReader(ledger.path)
         self._status = status
+        self._save_health = save_health
         self._clock = clock
 
     async def status(self, _request: pb.StatusRequest, _context: Context) -> pb.StatusReply:
@@ -121,6 +123,8 @@ class AdminService:
         if order.refused is None and subject is not None:
             kinds = {"health_down": "down", "health_drain": "drain"}
             self._gateway.order(subject, kinds.get(order.act), order.actor, order.reason, order.expires_at, now)
+            # Whoever was told that it holds may count on it after a crash, too.
+            await self._save_health()
         in_audit = await self._journal.record(order)
         if order.refused is not None:
             told = order.refused if in_audit else f"{order.refused} {UNTOLD}"

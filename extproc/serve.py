@@ -108,6 +108,7 @@ class _Serve:
         publish_readings(self._metrics, self._gateway, self._ledger)
         self._started_at, self._applied_at = wall_clock(), 0.0
         self._health_changed = False
+        self._saving = asyncio.Lock()
         self._checked: dict[str, asyncio.Task[None]] = {}
         self._journal = OrderJournal(data_dir.untold_orders, source)
         self._callers = Callers(wall_clock, self._on_envoy_gone)
@@ -132,7 +133,9 @@ class _Serve:
         if not await self._agent.boot():
             raise StartError(f"No version can be started: {self._agent.report.error or 'none was published yet'}.")
         load_health(self._data_dir.health_state, self._health, wall_clock())
-        service = AdminService(self._gateway, self._ledger, self._journal, self._source, self._status, wall_clock)
+        service = AdminService(
+            self._gateway, self._ledger, self._journal, self._source, self._status, self._save_health, wall_clock
+        )
         admin = AdminServer(self._data_dir.admin_socket, service, self._settings.admin)
         await admin.start()
         self._ledger.start()
@@ -268,7 +271,9 @@ class _Serve:
                 stop.set()
 
     async def _save_health(self) -> None:
-        await asyncio.to_thread(save_health, self._data_dir.health_state, self._health.dump())
+        """Save health as it is when its turn comes, so that no older state is written last."""
+        async with self._saving:
+            await asyncio.to_thread(save_health, self._data_dir.health_state, self._health.dump())
 
     def _check_providers(self, tasks: asyncio.TaskGroup) -> None:
         """Start a check for each provider that the active version wants checked; a check ends by itself."""

@@ -115,10 +115,28 @@ def archive() -> Archive:
     return Archive()
 
 
+class Saved:
+    """What of health reached the disk, and how many orders the journal had by then."""
+
+    def __init__(self, scene: Scene, journal: Journal) -> None:
+        self.seen: list[tuple[str, int]] = []
+        self._scene = scene
+        self._journal = journal
+
+    async def __call__(self) -> None:
+        states = {row.subject: row.view.state.value for row in self._scene.gateway.health.states(NOW)}
+        self.seen.append((states.get("first", ""), len(self._journal.orders)))
+
+
 @pytest.fixture
-def service(scene: Scene, journal: Journal, archive: Archive, ledger: Ledger) -> AdminService:
+def saved(scene: Scene, journal: Journal) -> Saved:
+    return Saved(scene, journal)
+
+
+@pytest.fixture
+def service(scene: Scene, journal: Journal, archive: Archive, ledger: Ledger, saved: Saved) -> AdminService:
     status = InstanceStatus(NOW, True, 1, 1, NOW, "")
-    return AdminService(scene.gateway, ledger, journal, archive, lambda: status, lambda: NOW)  # type: ignore[arg-type]
+    return AdminService(scene.gateway, ledger, journal, archive, lambda: status, saved, lambda: NOW)  # type: ignore[arg-type]
 
 
 def order(service: AdminService, call: Call | None = None, **members: Any) -> pb.HealthRow:
@@ -138,6 +156,12 @@ def test_an_order_holds_and_is_handed_to_the_audit(service: AdminService, journa
     assert row.in_audit
     told = HealthOrder("", NOW, "health_down", "ann", "claim", "first", "bill", NOW + 60, None)
     assert [told] == [replace(one, id="") for one in journal.orders]
+
+
+def test_an_order_is_on_the_disk_before_it_is_in_the_audit_or_answered(service: AdminService, saved: Saved) -> None:
+    order(service)
+
+    assert [("down", 0)] == saved.seen
 
 
 def test_an_order_holds_without_the_store_and_says_so(service: AdminService, journal: Journal, scene: Scene) -> None:
