@@ -65,6 +65,7 @@ def after_failure(
     gateway.requests.attempt_failed(case.state, failure, now)
     first = case.state.first_error or error
     state, policy = case.state, case.policy
+    denied = gateway.budget_denied
     decision = next_step(
         failure,
         _spent(case, now),
@@ -85,7 +86,8 @@ def after_failure(
             gateway.requests.decided(state, state.attempt, f"{decision.verb}: {decision.reason}, {rest[0].key}")
             following = state.failed(failure.error_class, first, rest, context)
             return GoOn(following, following.plan != state.plan)
-    stopped = decision.reason if decision.verb is Verb.STOP else "no target is left"
+    nobody = "no target is left" if gateway.budget_denied == denied else "no retry budget, no other target is left"
+    stopped = decision.reason if decision.verb is Verb.STOP else nobody
     gateway.requests.decided(state, state.attempt, f"{Verb.STOP}: {stopped}")
     return _give_up(gateway, case, failure, error if failure.error_class in CALLERS_OWN else first, now)
 

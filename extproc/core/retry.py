@@ -60,8 +60,10 @@ def next_step(
     if failure.error_class is ErrorClass.CONTEXT_LENGTH:
         return Next(Verb.CONTEXT, "needs a larger context")
     wait_s = same_target_wait(failure, spent, policy, now, draw)
-    if wait_s is None or not allow_same():
+    if wait_s is None:
         return Next(Verb.NEXT, "another target")
+    if not allow_same():
+        return Next(Verb.NEXT, "no retry budget for the same target")
     return Next(Verb.SAME, "worth one more try", wait_s)
 
 

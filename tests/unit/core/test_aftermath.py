@@ -142,6 +142,23 @@ class TestTheNextTarget:
         assert [A, B, C] == keys(goes_on(made, state, OVERLOADED).state.plan)
 
 
+@pytest.mark.parametrize(
+    ("written", "failure", "said"),
+    [
+        (chain(A), SERVER_ERROR, "stop: no retry budget, no other target is left"),
+        (chain(A, SMALL_A), OVERLOADED, "stop: no retry budget, no other target is left"),
+        (chain(A, B), SERVER_ERROR, "next: no retry budget for the same target, b/m-b"),
+        (chain(A), OVERLOADED, "stop: no target is left"),
+    ],
+)
+def test_what_the_retry_budget_refused_is_told(written: dict[str, Any], failure: Failure, said: str) -> None:
+    made = gateway(config({"big": written}, server={"retry_budget": 0}))
+    state = routed(made)
+    spend_budget(made)
+    after(made, state, failure)
+    assert said == made.requests.by_id[state.id].attempts[0].next
+
+
 def spend_budget(made: Gateway) -> None:
     for _ in range(FLOOR_PER_S * WINDOW_S):
         made.budget.take(0.0, LATER)

@@ -92,7 +92,7 @@ def test_a_long_retry_after_moves_on_at_once() -> None:
 
 
 def test_a_spent_retry_budget_moves_on() -> None:
-    assert Verb.NEXT is decide(ErrorClass.SERVER_ERROR, allowed=False).verb
+    assert (Verb.NEXT, "no retry budget for the same target") == decide(ErrorClass.SERVER_ERROR, allowed=False)[:2]
 
 
 def test_the_retry_budget_is_only_asked_when_everything_else_agrees() -> None:
