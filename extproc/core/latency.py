@@ -45,7 +45,7 @@ class Latency:
         self._share = 1.0
         self._fell_at = 0.0
         self._why = (0.0, 0.0)
-        """Recent and usual seconds when the share last fell."""
+        """The measured seconds that made the share fall last, and the usual ones."""
 
     def observe(self, first_token_s: float, size_bytes: int, now: float) -> bool:
         """Take in one time to first token; return whether the target's share fell."""
@@ -67,7 +67,7 @@ class Latency:
         excess_s = first_token_s - math.exp(baseline)
         if not (slow and ratio > 0 and excess_s > SLOW_EXCESS_S and self._fall(now)):
             return False
-        self._why = (math.exp(baseline + self._recent), math.exp(baseline))
+        self._why = (first_token_s, math.exp(baseline))
         return True
 
     def share(self, now: float) -> float:
@@ -80,8 +80,8 @@ class Latency:
         """Return what a share below 1 rests on, as `name=value`; nothing while it is whole."""
         if self.share(now) >= 1.0:
             return ()
-        recent_s, usual_s = self._why
-        return (f"first_token_s={recent_s:.3g}", f"usual_s={usual_s:.3g}", f"slow_factor={SLOW_FACTOR:g}")
+        measured_s, usual_s = self._why
+        return (f"first_token_s={measured_s:.3g}", f"usual_s={usual_s:.3g}", f"slow_factor={SLOW_FACTOR:g}")
 
     def forget(self) -> None:
         """Give the full share back; the baselines stay."""
