@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from extproc.config.snapshot import Cooldown, Policy, Provider, ResolvedModel, Snapshot, TargetKey
-from extproc.core.affinity import AffinityTable
+from extproc.core.affinity import AffinityTable, Binding
 from extproc.core.budget import RetryBudget
 from extproc.core.endpoints import ENDPOINTS, upstream_path
 from extproc.core.health import HEALTHY, HealthEngine, Subject, Transition, View
@@ -230,15 +230,22 @@ class Gateway:
 
     # -- health and sessions ---------------------------------------------------------------------------------------
 
+    def bind(self, session: bytes | None, requested: ResolvedModel, first: TargetKey, now: float) -> Binding | None:
+        """Return the binding of a request's session, made to the request's first target when it has none."""
+        affinity = requested.entry.affinity
+        if session is None or affinity is None:
+            return None
+        return self.affinity.planned(session, first, now, affinity.ttl_s)
+
     def served(self, record: RequestRecord, attempt: AttemptRecord, now: float) -> None:
-        """Bind the request's session to the target that served it."""
+        """Keep the request's session on the target that served it."""
         active = self.version(record.state.version)
         if record.session is None or active is None:
             return
         requested = active.snapshot.resolve(record.state.model)
         affinity = requested.entry.affinity if requested else None
         if affinity is not None:
-            self.affinity.bind(record.session, attempt.step.key, now + affinity.ttl_s)
+            self.affinity.served(record.session, attempt.step.key, now, affinity.ttl_s, record.bound)
 
     def pace(self, key: TargetKey, until: float, now: float) -> None:
         """Keep a target out until its provider's allowance is whole again."""

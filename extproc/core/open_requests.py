@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from extproc.config.snapshot import Cooldown
+from extproc.core.affinity import Binding
 from extproc.core.health import HealthEngine, Permit, Success, Transition
 from extproc.core.in_flight import InFlight
 from extproc.core.limits import ClientLimits
@@ -67,12 +68,17 @@ class OpenRequests:
         """Requests that ended before their time: an exchange of theirs may still be on its way to us."""
 
     def open(
-        self, state: RequestState, now: float, session: bytes | None = None, evidence: Evidence | None = None
+        self,
+        state: RequestState,
+        now: float,
+        session: bytes | None = None,
+        evidence: Evidence | None = None,
+        bound: Binding | None = None,
     ) -> None:
         """Remember a request whose first attempt is about to start."""
         if state.id in self._gone:
             return
-        record = RequestRecord(state, session, evidence=evidence, first_plan=state.plan, counted=True)
+        record = RequestRecord(state, session, bound, evidence=evidence, first_plan=state.plan, counted=True)
         self._remember(record, now)
         self._limits.begin(state.client)
         self.open_attempt(state, now)

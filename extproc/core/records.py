@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from extproc.config.snapshot import ResolvedModel, TargetKey
+from extproc.core.affinity import Binding
 from extproc.core.health import Permit, View
 from extproc.core.outcome import Failure
 from extproc.core.request_state import PlanStep, RequestState
@@ -63,6 +64,8 @@ class RequestRecord:
 
     state: RequestState
     session: bytes | None = None
+    bound: Binding | None = None
+    """The session's binding when the request was planned."""
     taken_over: bool = False
     """Whether a process before this one began it: Envoy's entries of some attempts may have gone there."""
     attempts: list[AttemptRecord] = field(default_factory=list)

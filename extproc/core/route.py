@@ -204,7 +204,8 @@ class RouteExchange:
             return self._refuse(plan)
         state, body = self._route(active, endpoint, requested, parsed, plan, ticket, now)
         self._gateway.budget.request(now)
-        self._gateway.requests.open(state, now, session, self._evidence)
+        bound = self._gateway.bind(session, requested, state.plan[0].key, now)
+        self._gateway.requests.open(state, now, session, self._evidence, bound)
         self._state = _State.DONE
         policy = active.snapshot.policies[state.policy]
         return [RouteTo(state, policy.attempts, state.plan[0].path, body), Close()]

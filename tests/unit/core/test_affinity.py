@@ -27,30 +27,57 @@ def session(value: str, model: str = "big") -> bytes:
 class TestABinding:
     def test_is_found_until_it_lapses(self) -> None:
         table = AffinityTable()
-        table.bind(b"s", A, NOW + 60.0)
+        table.planned(b"s", A, NOW, 60.0)
         assert [A, None] == [table.find(b"s", NOW + 59.9), table.find(b"s", NOW + 60.0)]
 
     def test_that_lapsed_takes_no_room(self) -> None:
         table = AffinityTable()
-        table.bind(b"s", A, NOW)
+        table.planned(b"s", A, NOW, 0.0)
         table.find(b"s", NOW)
         assert 0 == len(table)
 
     def test_of_another_session_is_not_found(self) -> None:
         table = AffinityTable()
-        table.bind(b"s", A, NOW + 60.0)
+        table.planned(b"s", A, NOW, 60.0)
         assert None is table.find(b"t", NOW)
 
-    def test_moves_to_the_target_that_served_last(self) -> None:
+    def test_is_the_first_plan_s_while_nobody_served(self) -> None:
         table = AffinityTable()
-        table.bind(b"s", A, NOW + 60.0)
-        table.bind(b"s", B, NOW + 90.0)
+        first = table.planned(b"s", A, NOW, 60.0)
+        assert first is table.planned(b"s", B, NOW + 1.0, 60.0)
+        assert A == table.find(b"s", NOW + 1.0)
+
+    def test_moves_to_another_target_that_served(self) -> None:
+        table = AffinityTable()
+        seen = table.planned(b"s", A, NOW, 60.0)
+        table.served(b"s", B, NOW + 30.0, 60.0, seen)
         assert (B, 1) == (table.find(b"s", NOW + 80.0), len(table))
 
-    def test_is_not_prolonged_by_a_look(self) -> None:
+    def test_that_has_moved_is_not_moved_back_by_a_request_that_was_planned_before(self) -> None:
+        """Two requests were planned for A; the first failed over to B, then A served the second."""
+        table = AffinityTable()
+        first, second = (table.planned(b"s", A, NOW, 60.0) for _ in range(2))
+        table.served(b"s", B, NOW + 1.0, 60.0, first)
+        table.served(b"s", A, NOW + 2.0, 60.0, second)
+        assert B == table.find(b"s", NOW + 3.0)
+
+    def test_that_lapsed_meanwhile_is_made_anew_by_who_served(self) -> None:
+        table = AffinityTable()
+        seen = table.planned(b"s", A, NOW, 60.0)
+        table.served(b"s", A, NOW + 100.0, 60.0, seen)
+        assert A == table.find(b"s", NOW + 159.0)
+
+    def test_is_prolonged_by_an_answer(self) -> None:
+        table = AffinityTable()
+        seen = table.planned(b"s", A, NOW, 60.0)
+        table.served(b"s", A, NOW + 30.0, 60.0, seen)
+        assert A == table.find(b"s", NOW + 89.0)
+
+    def test_is_not_prolonged_by_a_plan_or_a_look(self) -> None:
         """Only an answer that came proves that the target's cache is warm."""
         table = AffinityTable()
-        table.bind(b"s", A, NOW + 60.0)
+        table.planned(b"s", A, NOW, 60.0)
+        table.planned(b"s", A, NOW + 59.0, 60.0)
         table.find(b"s", NOW + 59.0)
         assert None is table.find(b"s", NOW + 61.0)
 
@@ -60,14 +87,14 @@ class TestTheBound:
         monkeypatch.setattr(affinity, "LIMIT", 2)
         table = AffinityTable()
         for name in (b"1", b"2", b"1", b"3"):
-            table.bind(name, A, NOW + 60.0)
+            table.served(name, A, NOW, 60.0, None)
         assert [A, None, A] == [table.find(name, NOW) for name in (b"1", b"2", b"3")]
 
     def test_is_never_exceeded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(affinity, "LIMIT", 3)
         table = AffinityTable()
         for number in range(10):
-            table.bind(bytes([number]), A, NOW + 60.0)
+            table.planned(bytes([number]), A, NOW, 60.0)
         assert 3 == len(table)
 
 

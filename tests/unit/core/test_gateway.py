@@ -222,6 +222,22 @@ class TestASession:
         served(made, made.requests.by_id[REQUEST_ID].state)
         assert [own] * 6 == [self.first(made, NOW + 2) for _ in range(6)]
 
+    def test_stays_with_the_target_that_its_first_request_was_planned_for(self) -> None:
+        """The next request may come before Envoy has told who served the first."""
+        made = gateway(config(self.MODELS))
+        assert 1 == len({self.first(made, NOW + second) for second in range(6)})
+
+    def test_moves_with_a_request_that_failed_over(self) -> None:
+        made = gateway(config(self.MODELS))
+        state = routed(made, user="u")
+        other = state.plan[1].key
+        made.requests.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
+        second = state.opened(2, NOW + 1, ("server_error",))
+        made.requests.open_attempt(second, NOW + 1)
+        made.requests.by_id[REQUEST_ID].logged = 1
+        served(made, second)
+        assert {other} == {self.first(made, NOW + 2) for _ in range(6)}
+
     def test_is_its_own_caller_s_alone(self) -> None:
         made = gateway(config(self.MODELS))
         self.first(made, NOW)
@@ -232,14 +248,16 @@ class TestASession:
         made = gateway(config(self.MODELS))
         self.first(made, NOW)
         served(made, made.requests.by_id[REQUEST_ID].state, NOW + 1)
-        assert {A, B} == {self.first(made, NOW + 61) for _ in range(6)}
+        sessions = [made.affinity.find(record.session or b"", NOW + 61) for record in made.requests.by_id.values()]
+        assert [None] == sessions
 
-    def test_is_not_bound_by_an_attempt_that_failed(self) -> None:
+    def test_is_not_prolonged_by_an_attempt_that_failed(self) -> None:
         made = gateway(config(self.MODELS))
         state = routed(made, user="u")
         made.requests.attempt_failed(state, Failure(ErrorClass.SERVER_ERROR, 500), NOW + 1)
+        session = made.requests.by_id[REQUEST_ID].session or b""
         served(made, state)
-        assert 0 == len(made.affinity)
+        assert None is made.affinity.find(session, NOW + 60)
 
     def test_returns_to_its_own_model_once_that_has_recovered(self) -> None:
         """One that fell back would otherwise stay with the fallback model as long as it is in use."""
