@@ -16,7 +16,6 @@ from extproc.core.health import Success
 from extproc.core.outcome import BROKEN_STREAMS, ErrorClass, Failure
 from extproc.core.records import AttemptRecord, RequestRecord
 from extproc.core.request_state import RequestState
-from extproc.core.reset_times import exhausted_until
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,8 @@ class AttemptLogged:
     duration_s: float
     headers: Mapping[str, str] = field(default_factory=dict)
     request_bytes: int = 0
+    answer_s: float = 0.0
+    """From the first byte of its answer to the end of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ def _settle(gateway: Gateway, record: RequestRecord, attempt: AttemptRecord, eve
     gateway.requests.settle(attempt, record.state, verdict, now)
     if isinstance(verdict, Success):
         gateway.served(record, attempt, now)
-        _pace(gateway, record, attempt, event, now)
+        answered_at = now - event.answer_s
+        gateway.answered_well(record.state, attempt.step.key, event.headers, answered_at, now)
 
 
 def _address_denied(gateway: Gateway, record: RequestRecord, now: float) -> None:
@@ -211,14 +213,3 @@ def _verdict(attempt: AttemptRecord, event: AttemptLogged, first_token_s: float 
 
 def _evidence(event: AttemptLogged) -> tuple[str, ...]:
     return tuple(f"flag={flag}" for flag in sorted(event.flags))
-
-
-def _pace(gateway: Gateway, record: RequestRecord, attempt: AttemptRecord, event: AttemptLogged, now: float) -> None:
-    """Cool a target whose good answer says that nothing is left of its allowance."""
-    active = gateway.version(record.state.version)
-    if active is None or not event.headers:
-        return
-    cap_s = gateway.policy_of(record.state, active).cooldown.cap_s
-    until = exhausted_until(event.headers, now, cap_s)
-    if until is not None:
-        gateway.pace(attempt.step.key, until, now)

@@ -22,6 +22,7 @@ from extproc.core.outcome import RouteMode
 from extproc.core.plan import AT_LIMIT, Plan, Planned, plan_request, plan_rest
 from extproc.core.records import AttemptRecord, Evidence, RequestRecord
 from extproc.core.request_state import PlanStep, RequestState
+from extproc.core.reset_times import exhausted_until
 
 FULL = View.ineligible(AT_LIMIT)
 KEPT_VERSIONS = 16
@@ -246,6 +247,17 @@ class Gateway:
         affinity = requested.entry.affinity if requested else None
         if affinity is not None:
             self.affinity.served(record.session, attempt.step.key, now, affinity.ttl_s, record.bound)
+
+    def answered_well(
+        self, state: RequestState, key: TargetKey, headers: Mapping[str, str], answered_at: float, now: float
+    ) -> None:
+        """Rest a target whose good answer, begun at `answered_at`, says that nothing is left of its allowance."""
+        active = self.version(state.version)
+        if active is None or not headers:
+            return
+        until = exhausted_until(headers, answered_at, self.policy_of(state, active).cooldown.cap_s)
+        if until is not None:
+            self.pace(key, until, now)
 
     def pace(self, key: TargetKey, until: float, now: float) -> None:
         """Keep a target out until its provider's allowance is whole again."""

@@ -157,6 +157,8 @@ class JudgeExchange:
             return self._failed(case, _bad("empty"), now)
         if content_type == "text/html":
             return self._failed(case, _bad("html"), now)
+        # Envoy's log has these headers, too, but only once a stream has ended.
+        self._gateway.answered_well(case.state, case.step.key, event.headers, now, now)
         if content_type == EVENT_STREAM:
             self._usage = UsageWatch()
         elif case.state.kind is not Kind.STREAM or case.policy.stream_guard == "off":

@@ -70,7 +70,14 @@ def _attempt_of(entry: Entry, status: int, flags: frozenset[str], duration_s: fl
         duration_s=duration_s,
         headers=entry.response.response_headers,
         request_bytes=entry.request.request_body_bytes,
+        answer_s=_answer_s(entry.common_properties),
     )
+
+
+def _answer_s(common: accesslog_pb2.AccessLogCommon) -> float:
+    """Return the time from the first byte of an answer to the end of its request, 0 when unknown."""
+    first_s = _seconds(common, "time_to_first_upstream_rx_byte")
+    return 0.0 if first_s is None else max(0.0, (_seconds(common, "duration") or 0.0) - first_s)
 
 
 def _last_attempt(entry: Entry, status: int, flags: frozenset[str]) -> AttemptLogged | None:

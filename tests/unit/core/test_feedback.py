@@ -358,6 +358,14 @@ class TestAnAllowance:
         view = made.health.view(A, NOW + 2)
         assert expected == (None if view.eligible else view.reason)
 
+    def test_is_whole_again_as_long_after_the_answer_began_as_it_says(self) -> None:
+        """The entry comes with the end of the answer: here 15 of the 20 s have passed by then."""
+        made = gateway(config(BIG))
+        routed(made)
+        headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"}
+        request_logged(made, ended(last=logged(status=200, headers=headers, answer_s=15.0)), NOW + 16)
+        assert [False, True] == [made.health.view(A, NOW + second).eligible for second in (20, 22)]
+
     def test_that_a_failure_reports_is_the_judge_s_to_read(self) -> None:
         headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "20s"}
         assert reason_after(logged(status=500, first_byte_s=0.1, headers=headers)) is None

@@ -395,6 +395,18 @@ class TestTheBodyOfAnError:
         assert "quota_exhausted" == made.health.view(B._replace(provider="a"), NOW + 1).reason
 
 
+class TestAnAllowanceThatIsSpent:
+    @pytest.mark.parametrize("guard", ["off", "first_token", "complete"])
+    def test_rests_the_target_when_a_stream_s_headers_come(self, guard: str) -> None:
+        """Its end, with which Envoy's log tells of them, may be minutes away."""
+        made = gateway(config(BIG, {"stream_guard": guard}))
+        limits: dict[str, Any] = {"x_ratelimit_remaining_requests": "0", "x_ratelimit_reset_requests": "20s"}
+        headers = answered(routed(made, stream=True), 200, content_type="text/event-stream", **limits)
+        JudgeExchange(made, "a-cluster").handle(headers, NOW + 1)
+        views = [made.health.view(A, NOW + second) for second in (2, 22)]
+        assert [(False, "paced"), (True, None)] == [(view.eligible, view.reason) for view in views]
+
+
 class TestABadAnswerInsideA200:
     @pytest.mark.parametrize(
         ("headers", "end"),

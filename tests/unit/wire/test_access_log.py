@@ -69,6 +69,21 @@ def test_an_answer_that_came_before_the_request_was_sent_took_no_time() -> None:
     assert 0.0 == found.first_byte_s
 
 
+def test_an_answer_takes_from_its_first_byte_to_the_end_of_the_request() -> None:
+    (found,) = decoded(
+        entry(
+            time_to_first_upstream_tx_byte=0.25,
+            time_to_first_upstream_rx_byte=0.5,
+            time_to_last_upstream_rx_byte=1.5,
+            duration=2.0,
+        ),
+        log=LOG_REQUESTS,
+    )
+    assert isinstance(found, RequestLogged)
+    assert found.last is not None
+    assert 1.5 == found.last.answer_s
+
+
 def test_an_attempt_without_a_byte_has_no_time_to_it() -> None:
     assert attempt(entry(time_to_last_upstream_tx_byte=0.25)).first_byte_s is None
 
