@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import orjson
 
@@ -157,7 +158,10 @@ class RouteExchange:
         view = self._gateway.view(self._active, now)
         if path == MODELS_PATH:
             return self._respond(200, list_models(self._active.snapshot, self._client, view))
-        name = path.removeprefix(MODELS_PATH + "/")
+        try:
+            name = unquote(path.removeprefix(MODELS_PATH + "/"), errors="strict")
+        except UnicodeDecodeError:
+            return self._refuse(GatewayError("bad_request", "The model's name in the path is not UTF-8.", "model"))
         fault = fault_of_name(name)
         if fault is not None:
             return self._refuse(fault)

@@ -80,7 +80,8 @@ def _http_connection_manager(snapshot: Snapshot, paths: EnvoyPaths) -> Json:
         always_set_request_id_in_response=True,
         normalize_path=True,
         merge_slashes=True,
-        path_with_escaped_slashes_action="REJECT_REQUEST",
+        # A model's name may hold a slash, which SDKs escape; paths of endpoints are compared as they are.
+        path_with_escaped_slashes_action="KEEP_UNCHANGED",
         common_http_protocol_options={
             "idle_timeout": "600s",
             "max_headers_count": MAX_HEADERS,

@@ -440,7 +440,30 @@ class TestTheGatewayItself:
         book = conversation(gateway(config(BIG))) >> headers("/v1/models/none", "GET")
         assert book << refusal(404, "model_not_found") << Close()
 
-    @pytest.mark.parametrize("name", ["any-\udcff", "any-\x85", "any-\u202e"])
+    @pytest.mark.parametrize(
+        ("written", "name"),
+        [
+            ("any-org%2Fm%3Ax", "any-org/m:x"),
+            ("any-%C3%A9", "any-\u00e9"),
+            ("any-a%252Fb", "any-a%2Fb"),
+            ("%61ny-org/m", "any-org/m"),
+        ],
+    )
+    def test_shows_a_model_whose_name_is_escaped(self, written: str, name: str) -> None:
+        """As the SDKs write a slash, a colon, and whatever is not ASCII; unescaped once."""
+        made = gateway(config({"any-*": {"targets": [{"provider": "a", "model": "*"}]}}))
+        book = conversation(made) >> headers(f"/v1/models/{written}", "GET")
+        assert book << Some(Respond, status=200, body=JsonBody(id=name)) << Close()
+
+    @pytest.mark.parametrize("written", ["big", "b%69g", "%62ig"])
+    def test_shows_no_model_of_others_however_it_is_written(self, written: str) -> None:
+        made = guarded(models=["other"])
+        asking = headers(f"/v1/models/{written}", "GET", authorization=f"Bearer {TOKEN}")
+        assert conversation(made) >> asking << refusal(404, "model_not_found") << Close()
+
+    @pytest.mark.parametrize(
+        "name", ["any-\udcff", "any-\x85", "any-\u202e", "any-%0d%0a", "%0d%0a", "any-%ff", "any-%C3"]
+    )
     def test_shows_no_model_whose_name_cannot_be_told(self, name: str) -> None:
         """Bytes of a path that are no UTF-8 arrive as half surrogates."""
         made = gateway(config({"any-*": {"targets": [{"provider": "a", "model": "*"}]}}))

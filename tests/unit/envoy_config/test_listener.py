@@ -40,7 +40,7 @@ class TestTheListener:
 
     def test_refuses_ambiguous_paths_and_header_names(self) -> None:
         found = manager()
-        assert (True, True, "REJECT_REQUEST") == (
+        assert (True, True, "KEEP_UNCHANGED") == (
             found["normalize_path"],
             found["merge_slashes"],
             found["path_with_escaped_slashes_action"],
