@@ -59,6 +59,8 @@ class RequestLogged:
     """Whether Envoy ended it because the last attempt's provider had an address that it may not have."""
     out_of_time: bool = False
     """Whether Envoy ended it because its policy's `max_duration` had passed."""
+    too_large: bool = False
+    """Whether Envoy ended it because the answer was larger than what it may hold."""
     answer_began: bool = False
     """Whether the last attempt's provider had sent any of its answer."""
     last: AttemptLogged | None = None
@@ -94,7 +96,7 @@ def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     """Take note that a request ended and of how many attempts Envoy made for it."""
     gateway.requests.observer.request_logged(event)
     _take_over(gateway, event, now)
-    if (event.flags or event.out_of_time) and event.request_id:
+    if (event.flags or event.out_of_time or event.too_large) and event.request_id:
         gateway.requests.left(event.request_id)
     record = gateway.requests.by_id.get(event.request_id)
     if record is None:
@@ -104,6 +106,8 @@ def request_logged(gateway: Gateway, event: RequestLogged, now: float) -> None:
     gateway.requests.ended(record)
     if event.address_denied:
         _address_denied(gateway, record, now)
+    if event.too_large:
+        _too_large(gateway, record, now)
     if event.out_of_time:
         _out_of_time(gateway, record, event, now)
     gateway.requests.reported(record, _entries_due(gateway, record, event, now), now)
@@ -131,8 +135,8 @@ def _entries_written(gateway: Gateway, record: RequestRecord, event: RequestLogg
     if event.last is not None and event.last.cluster == attempt.step.cluster:
         _settle(gateway, record, attempt, event.last, now)
         return event.attempts - 1
-    # The judge ended it while its answer, a good one so far, was on its way.
-    broken = attempt.failure is not None and attempt.failure.error_class in BROKEN_STREAMS
+    # It was ended while its answer, a good one so far, was on its way.
+    broken = event.too_large or (attempt.failure is not None and attempt.failure.error_class in BROKEN_STREAMS)
     return event.attempts - 1 if broken else event.attempts
 
 
@@ -159,6 +163,13 @@ def _address_denied(gateway: Gateway, record: RequestRecord, now: float) -> None
     retry_at = now + gateway.policy_of(record.state, active).cooldown.max_s
     failure = Failure(ErrorClass.CONNECTION, retry_at=retry_at, evidence=("address=denied",))
     gateway.requests.settle(record.attempts[-1], record.state, failure, now)
+
+
+def _too_large(gateway: Gateway, record: RequestRecord, now: float) -> None:
+    """Settle the attempt whose answer did not fit: an answer of no use, but the limit is ours."""
+    if record.attempts:
+        failure = Failure(ErrorClass.BAD_ANSWER, evidence=("too large",), vague=True)
+        gateway.requests.settle(record.attempts[-1], record.state, failure, now)
 
 
 def _out_of_time(gateway: Gateway, record: RequestRecord, event: RequestLogged, now: float) -> None:

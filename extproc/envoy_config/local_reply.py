@@ -44,6 +44,7 @@ _FULL = (
     "The provider has as many requests under way as its limits allow, and no other target can serve; try again shortly."
 )
 
+_LARGE = "The provider's answer is larger than this gateway can hold."
 _LONG = "The request took longer than the gateway's policy allows."
 
 
@@ -54,6 +55,7 @@ def _replies() -> list[_Reply]:
         _Reply("no_healthy_target", _FULL, _flags("UO")),
         _Reply("upstream_timeout", _LONG, _details_start(names.DETAILS_DURATION), (_NO_RETRY,)),
         _Reply("upstream_timeout", "The provider did not answer in time.", _flags("UT", "SI", "UMSDR", "DT")),
+        _Reply("upstream_bad_answer", _LARGE, _details_start(names.DETAILS_TOO_LARGE), (_NO_RETRY,)),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _details_start(names.DETAILS_ADDRESS)),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _flags("UF", "UC", "UPE", "UR")),
         _Reply("request_too_large", "The request body is larger than this gateway takes.", _status("EQ", 413)),

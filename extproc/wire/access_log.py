@@ -129,6 +129,7 @@ def _request(entry: Entry) -> RequestLogged:
         tokens=_tokens(common.metadata),
         address_denied=response.response_code_details.startswith(names.DETAILS_ADDRESS),
         out_of_time=response.response_code_details == names.DETAILS_DURATION,
+        too_large=response.response_code_details == names.DETAILS_TOO_LARGE,
         answer_began=common.HasField("time_to_first_upstream_rx_byte"),
         last=_last_attempt(entry, status, flags),
         state=partial(read_state, common.metadata),

@@ -13,7 +13,7 @@ from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.gateway import Gateway, provider, two_providers
 from tests.support.http1 import Call, Reply
 from tests.support.told import all_told, id_of
-from tests.support.wall import Wall, error, html_200, rate_limited, silence
+from tests.support.wall import Behaviour, Wall, error, html_200, rate_limited, silence
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 MAX_BODY_BYTES = 64 * 1024
@@ -271,6 +271,21 @@ def test_malformed_http_is_a_bad_request(shared: Shared, sent: bytes) -> None:
 # -- providers that cannot -------------------------------------------------------------------------------------------
 
 
+def told_classes(gateway: Gateway, reply: Reply) -> tuple[str, ...]:
+    """Return the classes of a request's failed attempts as ledger and `explain` tell them."""
+    gateway.logged(reply)
+    told = all_told(gateway, [reply])[id_of(reply)]
+    assert told.row.classes == told.explained.classes
+    return told.row.classes
+
+
+def endless_json() -> Behaviour:
+    """Answer 72 MiB of JSON without a length."""
+    piece = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    return Behaviour("endless_json", lambda _: [head, *[piece] * 72])
+
+
 @both
 def test_a_silent_provider_is_a_timeout(shared: Shared, path: str, protocol: str) -> None:
     """504 upstream_timeout."""
@@ -292,8 +307,7 @@ def test_a_request_that_lasts_too_long_is_a_timeout(shared: Shared) -> None:
     assert_error(reply, "upstream_timeout")
     assert_own_headers(reply)
     assert ("1", "false") == (reply.header("x-gateway-attempts"), reply.header("x-should-retry"))
-    told = all_told(shared.gateway, [reply])[id_of(reply)]
-    assert [("timeout",)] * 2 == [told.row.classes, told.explained.classes]
+    assert ("timeout",) == told_classes(shared.gateway, reply)
 
 
 def test_a_request_that_lasts_too_long_after_an_error_ends_with_that(shared: Shared) -> None:
@@ -330,6 +344,18 @@ def test_a_page_instead_of_an_answer_is_a_bad_answer(shared: Shared, path: str, 
 
     assert_error(reply, "upstream_bad_answer", protocol)
     assert_own_headers(reply)
+
+
+@both
+def test_an_answer_that_is_too_large_to_hold_is_a_bad_answer(shared: Shared, path: str, protocol: str) -> None:
+    """502 upstream_bad_answer; without a length nobody can know before it is held."""
+    shared.primary.script(endless_json())
+
+    reply = shared.gateway.post(path, {"model": "alone"})
+
+    assert_error(reply, "upstream_bad_answer", protocol)
+    assert_own_headers(reply)
+    assert ("bad_answer",) == told_classes(shared.gateway, reply)
 
 
 @both

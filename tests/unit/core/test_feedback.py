@@ -165,6 +165,17 @@ class TestMatching:
         (attempt,) = record.attempts
         assert expected == (class_of(attempt), made.health.view(A, NOW + 1).eligible)
 
+    def test_charges_nobody_with_an_answer_that_is_too_large_to_hold(self) -> None:
+        """To Envoy it was a good one so far: the attempt has no entry of its own."""
+        made = gateway(config(BIG, ONE_STRIKE))
+        routed(made)
+        record = made.requests.by_id[REQUEST_ID]
+        request_logged(made, ended(502, too_large=True, answer_began=True), NOW + 1)
+        assert [("bad_answer", True)] == [
+            (class_of(one), made.health.view(A, NOW + 1).eligible) for one in record.attempts
+        ]
+        assert {} == made.requests.by_id
+
     def test_never_calls_the_end_of_a_request_s_time_a_caller_who_left(self) -> None:
         """Envoy's entry of the attempt looks the same, whichever comes first."""
         made = gateway(config(BIG))

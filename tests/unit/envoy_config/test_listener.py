@@ -161,6 +161,7 @@ class TestEnvoysOwnReplies:
             ("ext_proc_error", "gateway_unavailable"),
             ('"UO"', "no_healthy_target"),
             ("max_duration_timeout", "upstream_timeout"),
+            ("response_payload_too_large", "upstream_bad_answer"),
             ('"UT"', "upstream_timeout"),
             ('"SI"', "upstream_timeout"),
             ('"UF"', "upstream_connect_failed"),
