@@ -146,7 +146,7 @@ class JudgeExchange:
         self._gateway.requests.take_over(case.state, now)
         if 200 <= event.status < 300:
             return self._on_success_headers(case, event, now)
-        if event.end_of_stream:
+        if event.end_of_stream or event.status < 200:
             return self._conclude(case, now)
         self._phase = Phase.COLLECTING
         return [SetTimer(min(ERROR_BODY_WAIT_S, case.hold_left_s(now)))]
@@ -374,10 +374,9 @@ class JudgeExchange:
         if not isinstance(following, GoOn):
             self._phase = Phase.DONE
             return [CancelTimer(), following, Close()]
-        # A 200 that was found bad must not look like one in Envoy's log of the attempt.
+        # A 200 that was found bad must not look like one in Envoy's log of the attempt; a 101 would be no answer.
         answer = self._answer
-        good = answer is not None and 200 <= answer.status < 300
-        status = ((":status", str(BAD_GATEWAY)),) if good else ()
+        status = ((":status", str(BAD_GATEWAY)),) if answer is not None and answer.status < 300 else ()
         self._retry = ReleaseHeaders(status, retry=True, state=following.state, replan=following.replan, failed=True)
         if following.wait_s > 0:
             self._phase = Phase.WAITING
@@ -388,7 +387,7 @@ class JudgeExchange:
     def _provider_error(self, case: Case, failure: Failure) -> FirstError | None:
         """Return what the provider said, in the form in which the caller may get it; None if it said nothing."""
         answer = self._answer
-        if answer is None:
+        if answer is None or answer.status < 200:
             return None
         if not 200 <= answer.status < 300:
             kept = tuple((name, value) for name, value in answer.headers.items() if _is_error_header(name))

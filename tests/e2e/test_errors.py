@@ -13,7 +13,7 @@ from tests.e2e.conftest import GatewayFactory, Shared
 from tests.support.gateway import Gateway, provider, two_providers
 from tests.support.http1 import Call, Reply
 from tests.support.told import all_told, id_of
-from tests.support.wall import Behaviour, Wall, error, html_200, rate_limited, silence
+from tests.support.wall import Behaviour, Wall, answer, error, html_200, rate_limited, silence
 
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 MAX_BODY_BYTES = 64 * 1024
@@ -344,6 +344,17 @@ def test_a_page_instead_of_an_answer_is_a_bad_answer(shared: Shared, path: str, 
 
     assert_error(reply, "upstream_bad_answer", protocol)
     assert_own_headers(reply)
+
+
+def test_a_change_of_protocols_that_nobody_asked_for_is_a_bad_answer(shared: Shared) -> None:
+    """502 upstream_bad_answer, or the next target's answer."""
+    shared.primary.script(answer(101, b"", {"connection": "upgrade", "upgrade": "other"}))
+
+    alone, hurried = (shared.gateway.post(CHAT, {"model": model}) for model in ("alone", "hurried"))
+
+    assert_error(alone, "upstream_bad_answer")
+    assert_own_headers(alone)
+    assert (200, "2") == (hurried.status, hurried.header("x-gateway-attempts"))
 
 
 @both

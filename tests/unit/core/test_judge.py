@@ -254,6 +254,20 @@ class TestTheEndOfARequest:
         verdict = judged(made, routed(made), 503, body)
         assert Some(Respond, status=503, body=body, attempts=1) == verdict
 
+    @pytest.mark.parametrize("status", [101, 199])
+    def test_is_an_error_of_ours_after_a_status_that_ends_nothing(self, status: int) -> None:
+        """Nobody can give it to a caller, and its body may never end."""
+        made = gateway(config({"big": chain(A)}))
+        actions = JudgeExchange(made, "a-cluster").handle(answered(routed(made), status), NOW + 0.2)
+        assert [Some(Respond, status=502, body=error_body("upstream_bad_answer"), attempts=1)] == [
+            one for one in actions if isinstance(one, Respond)
+        ]
+
+    def test_goes_on_after_a_status_that_ends_nothing(self) -> None:
+        made = gateway(config(BIG))
+        book = conversation(made) >> answered(routed(made), 101, end=True) << CancelTimer()
+        assert book << Some(ReleaseHeaders, retry=True, set_headers=((":status", "502"),))
+
     def test_is_the_error_itself_after_silent_attempts(self) -> None:
         made = gateway(config(BIG))
         state = routed(made).opened(3, NOW + 1, ("timeout", "connection"))
