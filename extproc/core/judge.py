@@ -21,6 +21,7 @@ from extproc.config.snapshot import StreamGuard
 from extproc.core.aftermath import Case, GoOn, after_failure, open_case
 from extproc.core.classify import Answer, classify, classify_error_object
 from extproc.core.endpoints import Kind
+from extproc.core.errors import GatewayError
 from extproc.core.exchange import (
     Abort,
     Action,
@@ -40,6 +41,7 @@ from extproc.core.exchange import (
 from extproc.core.gateway import Gateway
 from extproc.core.outcome import ErrorClass, Failure
 from extproc.core.request_state import FirstError
+from extproc.core.route import JSON
 from extproc.core.stream_events import STREAM_KIND_BY_PATH, error_in
 from extproc.core.stream_guard import Verdict, WatchedStream
 from extproc.core.token_usage import UsageWatch
@@ -393,15 +395,27 @@ class JudgeExchange:
             kept = tuple((name, value) for name, value in answer.headers.items() if _is_error_header(name))
             whole = self._ended and len(self._body) < ERROR_BODY_LIMIT_BYTES
             if not whole and _is_encoded(answer):
-                # Of a compressed body that was cut nobody could read even the beginning.
-                return FirstError(answer.status, b"", tuple(one for one in kept if one[0] != "content-encoding"))
+                return FirstError(answer.status, _unreadable(answer.status).body(case.state.protocol), _as_json(kept))
             return FirstError(answer.status, bytes(self._body), kept)
         if not self._error:
             return None
         error = {"error": dict(self._error)}
         body = orjson.dumps({"type": "error", **error} if case.state.protocol == "anthropic" else error)
         status = STATUS_OF_EVENT.get(failure.error_class, BAD_GATEWAY)
-        return FirstError(status, body, (("content-type", "application/json"),))
+        return FirstError(status, body, (JSON,))
+
+
+def _unreadable(status: int) -> GatewayError:
+    """Stand for a compressed error that was cut: nobody could read even the beginning."""
+    limit_kib = ERROR_BODY_LIMIT_BYTES // 1024
+    return GatewayError(
+        "upstream_bad_answer",
+        f"The provider answered {status} with a compressed error that is incomplete or larger than {limit_kib} KiB.",
+    )
+
+
+def _as_json(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return (JSON, *(one for one in headers if one[0] not in ("content-type", "content-encoding")))
 
 
 def _classes(case: Case, error_class: ErrorClass) -> tuple[str, ...]:

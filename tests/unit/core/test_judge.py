@@ -6,10 +6,12 @@ Streams and their guard have their own conversations.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from extproc.config.snapshot import Protocol
 from extproc.core.exchange import (
     Abort,
     Action,
@@ -284,12 +286,20 @@ class TestTheEndOfARequest:
         assert isinstance(verdict, Respond)
         assert (b"packed", "gzip") == (verdict.body, dict(verdict.headers)["content-encoding"])
 
-    def test_leaves_out_a_compressed_body_that_was_cut(self) -> None:
+    @pytest.mark.parametrize("protocol", ["openai", "anthropic"])
+    def test_replaces_a_compressed_body_that_was_cut(self, protocol: Protocol) -> None:
+        """Nobody could read even its beginning; the status says what happened."""
         made = gateway(config({"big": chain(A)}))
         long = b"p" * (ERROR_BODY_LIMIT_BYTES + 1)
-        verdict = judged(made, routed(made), 503, long, content_encoding="gzip")
+        state = replace(routed(made), protocol=protocol)
+        verdict = judged(made, state, 503, long, content_encoding="gzip", request_id="req_1")
         assert isinstance(verdict, Respond)
-        assert (503, b"", None) == (verdict.status, verdict.body, dict(verdict.headers).get("content-encoding"))
+        told = dict(verdict.headers)
+        assert (503, "application/json", "req_1") == (verdict.status, told["content-type"], told["request-id"])
+        assert "content-encoding" not in told
+        error = json.loads(verdict.body)["error"]
+        expected = ("api_error", None) if protocol == "anthropic" else ("upstream_error", "upstream_bad_answer")
+        assert expected == (error["type"], error.get("code"))
 
     def test_keeps_what_the_provider_told_about_limits_and_ids(self) -> None:
         made = gateway(config({"big": chain(A)}))
