@@ -59,7 +59,10 @@ def parse_request_body(raw: bytes) -> RequestBody | GatewayError:
     fault = fault_of_name(model)
     if fault is not None:
         return fault
-    span = find_model_value(raw)
+    try:
+        span = find_model_value(raw)
+    except RecursionError:
+        return GatewayError("invalid_json", "The request body is nested too deeply; send lists and objects less deep.")
     if span is None or not _OTHER_SPELLINGS.isdisjoint(fields):
         return GatewayError(
             "invalid_json", "The request body has more than one `model` key, letter case aside; send one.", "model"
@@ -99,7 +102,10 @@ def _no_constant(name: str) -> Any:
 
 
 def find_model_value(raw: bytes) -> tuple[int, int] | None:
-    """Return the byte span of the only top-level `model` value of a valid JSON object; None if there are several."""
+    """Return the byte span of the only top-level `model` value of a valid JSON object; None if there are several.
+
+    Raises RecursionError when only reading the whole could tell, and that is nested about a thousand levels deep.
+    """
     plain = _plain_model_value(raw)
     if plain is not None:
         return plain
@@ -108,16 +114,16 @@ def find_model_value(raw: bytes) -> tuple[int, int] | None:
     if first is not None and b"\\u006" not in raw and _MODEL_KEY.search(raw, first.end()) is None:
         value = _STRING.match(raw, first.end())
         return value.span() if value else None
-    try:
-        spans = [span for key, span in _top_level_members(raw) if key == "model"]
-    except RecursionError:
-        return None
+    spans = [span for key, span in _top_level_members(raw) if key == "model"]
     return spans[0] if len(spans) == 1 else None
 
 
 def find_value(raw: bytes, name: str) -> tuple[int, int] | None:
-    """Return the byte span of a top-level member's value; None when there is none, or more than one."""
-    spans = [span for key, span in _top_level_members(raw) if key == name]
+    """Return the byte span of a top-level member's value; None when there is none, more than one, or no telling."""
+    try:
+        spans = [span for key, span in _top_level_members(raw) if key == name]
+    except RecursionError:
+        return None
     return spans[0] if len(spans) == 1 else None
 
 

@@ -43,10 +43,16 @@ ENDPOINTS: dict[str, Endpoint] = {
         Endpoint("/v1/rerank", "rerank"),
     )
 }
+MESSAGES_PATH = "/v1/messages"
 MODELS_PATH = "/v1/models"
 READY_PATH = "/readyz"
 HEALTH_PATH = "/healthz"
 """Answered by Envoy itself; listed so that the routes and the documentation agree."""
+
+
+def protocol_of(path: str) -> Protocol:
+    """Return the protocol whose callers ask for a path, whether or not it is served."""
+    return "anthropic" if path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/") else "openai"
 
 
 def kind_of(endpoint: Endpoint, stream: bool) -> Kind:

@@ -20,7 +20,15 @@ from extproc.core.affinity import session_of
 from extproc.core.body import RequestBody as ParsedBody
 from extproc.core.body import fault_of_name, parse_request_body
 from extproc.core.clients import ANONYMOUS, authenticate, may_use
-from extproc.core.endpoints import ENDPOINTS, MODELS_PATH, READY_PATH, Endpoint, kind_of, without_credentials
+from extproc.core.endpoints import (
+    ENDPOINTS,
+    MODELS_PATH,
+    READY_PATH,
+    Endpoint,
+    kind_of,
+    protocol_of,
+    without_credentials,
+)
 from extproc.core.errors import GatewayError
 from extproc.core.exchange import (
     Action,
@@ -77,6 +85,7 @@ class RouteExchange:
         self._active: Active | None = None
         self._client: Client = ANONYMOUS
         self._endpoint: Endpoint | None = None
+        self._protocol: Protocol = "openai"
         self._query = ""
         self._arrived = 0.0
         self._evidence: Evidence | None = None
@@ -107,6 +116,7 @@ class RouteExchange:
         self._headers = event.headers
         path, _, query = self._headers.get(":path", "").partition("?")
         self._query = without_credentials(query) if query else ""
+        self._protocol = protocol_of(path)
         self._active = self._gateway.active
         if path == READY_PATH:
             return self._ready()
@@ -296,10 +306,9 @@ class RouteExchange:
     # -- answers of our own --------------------------------------------------------------------------------------
 
     def _refuse(self, error: GatewayError) -> list[Action]:
-        protocol: Protocol = self._endpoint.protocol if self._endpoint else "openai"
         if self._evidence is not None:
             self._gateway.requests.refuse(self._headers.get("x-request-id", ""), self._evidence)
-        return self._respond(error.status, error.body(protocol), error.headers, self._note(error))
+        return self._respond(error.status, error.body(self._protocol), error.headers, self._note(error))
 
     def _note(self, error: GatewayError) -> dict[str, str]:
         """Return what the log may say of a refused request: no name that only the caller knows."""

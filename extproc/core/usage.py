@@ -34,7 +34,7 @@ def must_ask(endpoint: str, fields: Mapping[str, Any]) -> bool:
 
 
 def ask_for_usage(raw: bytes, fields: Mapping[str, Any]) -> bytes | None:
-    """Return the body that asks for usage, every other byte as it was; None when it names the option twice."""
+    """Return the body that asks for usage, every other byte as it was; None when its option cannot be found."""
     options = orjson.dumps({**(fields.get(_OPTION) or {}), "include_usage": True})
     if _OPTION not in fields:
         start = raw.index(b"{") + 1

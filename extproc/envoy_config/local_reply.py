@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from extproc.config.snapshot import Protocol
+from extproc.core.endpoints import MESSAGES_PATH
 from extproc.core.errors import CODES, envelope_dict
 from extproc.core.outcome import RouteMode
 from extproc.envoy_config.resource import Json, extension
@@ -58,6 +59,7 @@ def _replies() -> list[_Reply]:
         _Reply("upstream_bad_answer", _LARGE, _details_start(names.DETAILS_TOO_LARGE), (_NO_RETRY,)),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _details_start(names.DETAILS_ADDRESS)),
         _Reply("upstream_connect_failed", "The provider could not be reached.", _flags("UF", "UC", "UPE", "UR")),
+        _Reply("bad_request", "This gateway needs HTTP/1.1 or later.", _details_start(names.DETAILS_HTTP_1_0)),
         _Reply("request_too_large", "The request body is larger than this gateway takes.", _status("EQ", 413)),
         _Reply("request_timeout", "The request did not arrive in time.", _status("EQ", 408)),
         _Reply("headers_too_large", "The request's headers are too large.", _status("EQ", 431)),
@@ -90,7 +92,7 @@ def _mapper(reply: _Reply, protocol: Protocol) -> Json:
         "filter": condition,
         "status_code": CODES[reply.code][0],
         "body_format_override": body,
-        "headers_to_add": [_set(names.H_ROUTE_MODE, RouteMode.NONE.value), *(_set(*one) for one in reply.headers)],
+        "headers_to_add": [*_served_by_nobody(), *(_set(*one) for one in reply.headers)],
     }
 
 
@@ -106,8 +108,14 @@ def _first_error(status: int) -> Json:
         ),
         "status_code": status,
         "body_format_override": {"text_format_source": {"inline_string": f"{kept}{names.P_BODY})%"}},
-        "headers_to_add": [_set(*one) for one in ((names.H_ROUTE_MODE, RouteMode.NONE.value), _NO_RETRY, *told)],
+        "headers_to_add": [*_served_by_nobody(), *(_set(*one) for one in (_NO_RETRY, *told))],
     }
+
+
+def _served_by_nobody() -> list[Json]:
+    # A route adds the number of attempts, but not every reply has a route.
+    attempts = {"header": {"key": names.H_ATTEMPTS, "value": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"}}
+    return [_set(names.H_ROUTE_MODE, RouteMode.NONE.value), attempts | {"append_action": "ADD_IF_ABSENT"}]
 
 
 def _set(name: str, value: str) -> Json:
@@ -120,7 +128,7 @@ def _plain_body() -> Json:
 
 def _is_anthropic() -> Json:
     # The upstream path of /v1/messages ends the same way, whatever prefix the provider has.
-    return _cel("request.url_path.endsWith('/messages')")
+    return _cel(f"request.url_path.endsWith('/messages') || request.url_path.startsWith('{MESSAGES_PATH}/')")
 
 
 def _details_start(prefix: str) -> Json:

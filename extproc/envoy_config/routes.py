@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from extproc.config.snapshot import Policy, Snapshot
 from extproc.core.attempt import TIMER_SLACK_S, silence_limit_s
 from extproc.core.endpoints import HEALTH_PATH, Kind
+from extproc.core.outcome import RouteMode
 from extproc.envoy_config.filters import EXT_PROC
 from extproc.envoy_config.resource import Json, any_of, extension, seconds
 from extproc.wire import names
@@ -70,10 +71,8 @@ def _health_route() -> Json:
         "match": {"path": HEALTH_PATH},
         "direct_response": {"status": 200, "body": {"inline_string": '{"status":"alive"}'}},
         "response_headers_to_add": [
-            {
-                "header": {"key": "content-type", "value": "application/json"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
+            {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            for key, value in (("content-type", "application/json"), (names.H_ROUTE_MODE, RouteMode.NONE.value))
         ],
         "typed_per_filter_config": {
             EXT_PROC: any_of("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", disabled=True)

@@ -106,6 +106,8 @@ DETAILS_ADDRESS = "rbac_access_denied"
 """The address filter refused."""
 DETAILS_DURATION = "max_duration_timeout"
 """`max_duration` ran out."""
+DETAILS_HTTP_1_0 = "low_version"
+"""The caller speaks HTTP/1.0."""
 DETAILS_TOO_LARGE = "response_payload_too_large"
 """An answer that is held to read its usage is larger than the connection's buffer."""
 

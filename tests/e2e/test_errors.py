@@ -256,6 +256,19 @@ MALFORMED: dict[str, bytes] = {
 }
 
 
+def test_http_1_0_is_told_what_is_missing(shared: Shared) -> None:
+    """As of nginx's `proxy_pass` without `proxy_http_version`."""
+    with Call(shared.gateway.url, timeout_s=5) as call:
+        call.send_raw(b"GET /v1/models HTTP/1.0\r\nhost: x\r\n\r\n")
+        assert 400 == call.read_head()
+        for _ in call.pieces():
+            pass
+        reply = call.reply()
+    assert_error(reply, "bad_request")
+    assert "HTTP/1.1" in reply.json["error"]["message"]
+    assert ("0", "none") == (reply.header("x-gateway-attempts"), reply.header("x-gateway-route-mode"))
+
+
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_http_is_a_bad_request(shared: Shared, sent: bytes) -> None:
     """400 in the envelope, although there may be no request to log."""
@@ -264,7 +277,9 @@ def test_malformed_http_is_a_bad_request(shared: Shared, sent: bytes) -> None:
         assert 400 == call.read_head()
         for _ in call.pieces():
             pass
-        assert_error(call.reply(), "bad_request")
+        reply = call.reply()
+    assert_error(reply, "bad_request")
+    assert ("0", "none") == (reply.header("x-gateway-attempts"), reply.header("x-gateway-route-mode"))
     assert 0 == shared.primary.count()
 
 
@@ -396,7 +411,7 @@ def test_while_extproc_stands_still_the_gateway_is_unavailable(shared: Shared, p
         shared.gateway.resume_extproc()
 
     assert_error(reply, "gateway_unavailable", protocol)
-    assert "none" == reply.header("x-gateway-route-mode")
+    assert ("0", "none") == (reply.header("x-gateway-attempts"), reply.header("x-gateway-route-mode"))
     assert 0 == shared.primary.count()
     assert 200 == shared.gateway.chat("demo-primary").status
 

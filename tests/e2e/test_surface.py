@@ -49,6 +49,7 @@ def test_health_is_told_as_json(shared: Shared, path: str, status: str) -> None:
     assert reply
 
     assert (200, "application/json", {"status": status}) == (reply.status, reply.header("content-type"), reply.json)
+    assert ("none", "0") == (reply.header("x-gateway-route-mode"), reply.header("x-gateway-attempts"))
     assert 0 == shared.primary.count()
 
 

@@ -8,7 +8,7 @@ import tracemalloc
 import orjson
 import pytest
 
-from extproc.core.body import MODEL_NAME_LIMIT, RequestBody, parse_request_body
+from extproc.core.body import MODEL_NAME_LIMIT, RequestBody, find_value, parse_request_body
 from extproc.core.errors import GatewayError
 
 
@@ -155,6 +155,15 @@ def test_a_long_text_costs_memory_in_proportion_only() -> None:
 def test_deep_nesting_is_no_obstacle() -> None:
     raw = b'{"x":' + b"[" * 500 + b'{"model":1}' + b"]" * 500 + b',"model":"a"}'
     assert raw.replace(b'"a"', b'"NEW"') == parsed(raw).with_model("NEW")
+
+
+def test_nesting_that_hides_the_model_is_refused_as_what_it_is() -> None:
+    """As deep as JSON may be here, and a second `model` deep inside: only the slow way through the body could tell."""
+    raw = b'{"x":' + b"[" * 1010 + b'{"model":1}' + b"]" * 1010 + b',"model":"a"}'
+    found = parse_request_body(raw)
+    assert isinstance(found, GatewayError)
+    assert ("invalid_json", True) == (found.code, "nested too deeply" in found.message)
+    assert find_value(raw, "x") is None
 
 
 def test_no_letter_beyond_ascii_is_folded_to_one_of_model() -> None:

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from extproc.config.snapshot import Provider
-from extproc.core.endpoints import ENDPOINTS, Kind, kind_of, merge_query, upstream_path, without_credentials
+from extproc.core.endpoints import (
+    ENDPOINTS,
+    Kind,
+    kind_of,
+    merge_query,
+    protocol_of,
+    upstream_path,
+    without_credentials,
+)
 from tests.unit.core.build import snapshot
 
 
@@ -64,6 +72,20 @@ def test_only_streams_of_text_are_guarded(path: str, stream: bool, expected: Kin
 )
 def test_the_base_url_s_path_stands_for_v1(base_url: str, protocol: str, path: str, expected: str) -> None:
     assert expected == upstream_path(provider(base_url=base_url, protocol=protocol), ENDPOINTS[path], "")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/messages", "anthropic"),
+        ("/v1/messages/count_tokens", "anthropic"),
+        ("/v1/messagesx", "openai"),
+        ("/v1/chat/completions", "openai"),
+        ("/x/v1/messages", "openai"),
+    ],
+)
+def test_a_path_belongs_to_a_protocol(path: str, expected: str) -> None:
+    assert expected == protocol_of(path)
 
 
 def test_the_client_s_query_goes_along() -> None:

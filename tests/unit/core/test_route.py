@@ -286,6 +286,12 @@ class TestARefusalBeforeTheBody:
         sent = RequestHeaders({":method": method, ":path": path}, end_of_stream=False)
         assert conversation(gateway(config(BIG))) >> sent << refusal(404, "unsupported_endpoint") << Close()
 
+    @pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/v1/messages/batches", "/v1/messages/"])
+    def test_of_another_path_of_anthropic_s_is_in_its_envelope(self, path: str) -> None:
+        not_found = JsonBody(type="error", error={"type": "not_found_error"})
+        book = conversation(gateway(config(BIG))) >> headers(path)
+        assert book << Some(Respond, status=404, body=not_found) << Close()
+
     @pytest.mark.parametrize("path", ["/v1/" + "x" * 100, "/v1/\x7f", "/v1/é"])
     def test_does_not_quote_a_strange_path(self, path: str) -> None:
         answer = RouteExchange(gateway(config(BIG))).handle(headers(path), NOW)[0]

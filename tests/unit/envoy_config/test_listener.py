@@ -162,6 +162,7 @@ class TestEnvoysOwnReplies:
             ('"UO"', "no_healthy_target"),
             ("max_duration_timeout", "upstream_timeout"),
             ("response_payload_too_large", "upstream_bad_answer"),
+            ("low_version", "bad_request"),
             ('"UT"', "upstream_timeout"),
             ('"SI"', "upstream_timeout"),
             ('"UF"', "upstream_connect_failed"),
@@ -186,7 +187,10 @@ class TestEnvoysOwnReplies:
     def test_say_that_nobody_served(self) -> None:
         for mapper in local_reply_config()["mappers"][1:]:
             headers = {one["header"]["key"]: one["header"]["value"] for one in mapper["headers_to_add"]}
-            assert "none" == headers["x-gateway-route-mode"]
+            assert ("none", "%UPSTREAM_REQUEST_ATTEMPT_COUNT%") == (
+                headers["x-gateway-route-mode"],
+                headers["x-gateway-attempts"],
+            )
 
     def test_after_a_provider_s_error_are_that_error_when_time_runs_out(self) -> None:
         """Envoy knows it from the private namespace; a mapper's status is a fixed one, so each has its own."""

@@ -130,6 +130,8 @@ class TestTheRest:
     def test_liveness_is_envoy_s_own_and_asks_no_python(self) -> None:
         route = routes()["healthz"]
         assert ({"path": "/healthz"}, 200) == (route["match"], route["direct_response"]["status"])
+        told = {one["header"]["key"]: one["header"]["value"] for one in route["response_headers_to_add"]}
+        assert {"content-type": "application/json", "x-gateway-route-mode": "none"} == told
         assert [True] == [one["disabled"] for one in route["typed_per_filter_config"].values()]
 
     def test_counts_attempts_and_tells_the_caller_how_it_was_served(self) -> None:
