@@ -25,6 +25,7 @@ from extproc.envoy_config.files import write_json
 from extproc.envoy_config.render import Rendered, together
 from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
+from extproc.envoy_watch import EnvoyWatch
 from extproc.versions import Identity, Report, VersionSource, Wanted, read_last_good
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ POLL_S = 0.25
 BOOT_POLL_S = 0.05
 HEARTBEAT_S = 2.0
 KEYS_S = 1.0
+WATCH_S = 2.0
+"""Between two looks at whether Envoy was started anew; more than the second in which it tells its uptime."""
 RETRY_S = 5.0
-"""Between two tries of a version that this instance's disk had no room for."""
+"""Between two tries of what the disk had no room for, or what Envoy lacks a file for."""
 SETTLE_S = 0.05
 """Envoy's workers learn of a change a moment after its main thread reports it."""
 UPLOAD_LIMIT_S = 300.0
@@ -96,6 +99,7 @@ class Agent:
     ) -> None:
         self._gateway = gateway
         self._files = files
+        self._envoy = EnvoyWatch(files)
         self._source = source
         self._renderer = renderer
         self._last_good = last_good
@@ -111,6 +115,7 @@ class Agent:
         self._missing: Mapping[str, str] = {}
         self._heartbeat_at = 0.0
         self._keys_at = 0.0
+        self._watch_at = 0.0
         self._apply_at = 0.0
         self._retire_at = 0.0
 
@@ -118,6 +123,8 @@ class Agent:
     def report(self) -> Report:
         """What this instance says of itself now."""
         refused, reason = self._refused or (None, None)
+        if reason is None and self._envoy.refusal is not None:
+            refused, reason = self._live[-1].identity, self._envoy.refusal
         applied = self._live[-1].identity if self._live and self._gateway.accepted else None
         if applied and self._wanted and applied != self._wanted and applied[0] == self._wanted[0]:
             # Who reads this knows the store's version of that number, which is another.
@@ -190,6 +197,9 @@ class Agent:
             await self._tell_verdicts()
             if wanted is not None and self._is_news(wanted) and now >= self._apply_at:
                 await self.apply(wanted)
+            if now >= self._watch_at:
+                await self._watch_envoy()
+                self._watch_at = now + (WATCH_S if self._envoy.refusal is None else RETRY_S)
             if now - self._keys_at >= KEYS_S:
                 self._keys_at = now
                 await self._refresh_keys()
@@ -227,7 +237,7 @@ class Agent:
         self._live[-1] = replace(old, until=until)
         self._go_live(wanted.identity, snapshot, rendered)
         self._gateway.accepted = True
-        self._refused = None
+        self._refused = self._envoy.refusal = None
         await asyncio.to_thread(self._keep, wanted)
         log.info("version %d is live", wanted.number)
         await self._judge(lambda: self._source.applied(wanted.identity))
@@ -292,6 +302,23 @@ class Agent:
             self._gateway.accepted = True
             version = self._live[-1].identity
             await self._judge(lambda: self._source.applied(version))
+
+    async def _watch_envoy(self) -> None:
+        """Tell when Envoy, started anew, lacks a part of the version that it ran before, and when it is whole again."""
+        before, number = self._envoy.refusal, self._live[-1].snapshot.version
+        try:
+            await self._envoy.look(self._all_live(), self._live[-1].rendered)
+        except EnvoyAway:
+            return
+        except OSError as error:
+            self._in_trouble(error)
+            return
+        now = self._envoy.refusal
+        if now is not None and now != before:
+            log.error("Envoy runs without a part of version %d: %s", number, now)
+            self._observer.refused(number)
+        elif now is None and before is not None:
+            log.info("Envoy runs all of version %d again", number)
 
     # -- keys and clusters ---------------------------------------------------------------------------------------
 

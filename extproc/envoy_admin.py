@@ -59,6 +59,15 @@ async def ready(socket: Path) -> bool:
     return answer.status == 200 and answer.body.strip() == b"LIVE"
 
 
+async def uptime_s(socket: Path) -> int:
+    """Return for how many whole seconds the process has run; raises AdminError."""
+    answer = await get(socket, "/server_info")
+    try:
+        return int(str(orjson.loads(answer.body)["uptime_current_epoch"]).removesuffix("s"))
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise AdminError("Envoy's admin interface did not say since when it runs.") from None
+
+
 async def stats(socket: Path, pattern: str) -> dict[str, int | str]:
     """Return the counters, gauges and text readouts whose name fits the regular expression `pattern`."""
     answer = await get(socket, f"/stats?format=json&filter={quote(pattern, safe='')}")

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from extproc import envoy_admin
@@ -131,11 +131,16 @@ class EnvoyFiles:
         """
         try:
             await asyncio.to_thread(self.write_secrets, new.sds)
-            for update in self._updates(together([old, new]), self._next_text()):
+            for update in self._updates(together([await self._held(old), new]), self._next_text()):
                 await self._write_and_wait(update)
         except (Refused, EnvoyAway, OSError):
             await asyncio.to_thread(self._put_back, old)
             raise
+
+    async def _held(self, old: Rendered) -> Rendered:
+        """Leave out the clusters that Envoy does not have: what it rejected would condemn the update they come in."""
+        names = await self._cluster_names()
+        return old if names is None else replace(old, cds=[one for one in old.cds if one["name"] in names])
 
     def _put_back(self, old: Rendered) -> None:
         for update in self._updates(old, self._next_text()):
@@ -168,6 +173,38 @@ class EnvoyFiles:
         seen = await _stats(self._data_dir.envoy_admin_socket, pattern)
         wanted = {f"cluster.{cluster['name']}.membership_total" for cluster in rendered.cds}
         return wanted <= seen.keys() and seen.get("cluster_manager.warming_clusters") == 0
+
+    async def uptime_s(self) -> int:
+        """Return for how many seconds Envoy has run; raises EnvoyAway."""
+        try:
+            return await envoy_admin.uptime_s(self._data_dir.envoy_admin_socket)
+        except envoy_admin.AdminError as error:
+            raise EnvoyAway(str(error)) from None
+
+    async def refusal(self, live: Rendered, active: Rendered) -> str | None:
+        """Return why Envoy runs without a cluster of the active version, None when it has them all.
+
+        A file that the cluster names may have been gone when Envoy started: it is asked to read its clusters again, for
+        the file may be back. Raises EnvoyAway, also while Envoy has yet to read them.
+        """
+        names = await self._cluster_names()
+        if names is None:
+            raise EnvoyAway("Envoy has not read its clusters yet.")
+        if {cluster["name"] for cluster in active.cds} <= names:
+            return None
+        try:
+            await self._write_and_wait(self._updates(live, self._next_text())[0])
+        except Refused as refused:
+            return str(refused)
+        return None
+
+    async def _cluster_names(self) -> set[str] | None:
+        """Return which clusters Envoy has, None before it has read any."""
+        pattern = rf"^(cluster\..+\.membership_total|{_CLUSTERS}\.update_(success|rejected))$"
+        seen = await _stats(self._data_dir.envoy_admin_socket, pattern)
+        if not any(seen.get(f"{_CLUSTERS}.{counter}") for counter in ("update_success", "update_rejected")):
+            return None
+        return {name.removeprefix("cluster.").removesuffix(".membership_total") for name in seen}
 
     def _updates(self, rendered: Rendered, text: str) -> list[_Update]:
         return [

@@ -165,17 +165,23 @@ class Supervisor:
         await self._until(self._serve_is_ready, self._serve)
         await _launch(self._envoy)
         await self._until(self._envoy_is_ready, self._envoy)
-        await self._until(self._is_accepted, self._serve)
+        await self._until(self._is_accepted, self._serve, self._envoy, failing="did not take the version")
 
-    async def _until(self, is_ready: Callable[[], Awaitable[bool]], child: Child) -> None:
+    async def _until(
+        self, is_ready: Callable[[], Awaitable[bool]], *children: Child, failing: str = "was not ready"
+    ) -> None:
+        """Wait while the children run; after too long it is the last of them that fails."""
         give_up_at = time.monotonic() + START_TIMEOUT_S
         while not await is_ready():
             if self._stop.is_set():
                 raise _StopRequested
-            if not child.running:
-                raise StartError(_with_log(f"{child.name} ended while starting ({child.how_it_ended()}).", child))
+            for child in children:
+                if not child.running:
+                    raise StartError(_with_log(f"{child.name} ended while starting ({child.how_it_ended()}).", child))
             if time.monotonic() > give_up_at:
-                raise StartError(_with_log(f"{child.name} was not ready within {START_TIMEOUT_S:g} s.", child))
+                raise StartError(
+                    _with_log(f"{children[-1].name} {failing} within {START_TIMEOUT_S:g} s.", children[-1])
+                )
             await asyncio.sleep(_POLL_S)
 
     async def _serve_is_ready(self) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tests.support.ports import free_port, release_port
 from tests.support.wall import Wall, ok, rate_limited, silence
 
 VERSION = "x-gateway-config-version"
+CERTIFICATE = Path(__file__).parents[1] / "data" / "tls" / "server.crt"
 
 
 @pytest.fixture
@@ -271,6 +273,43 @@ def test_a_version_that_only_the_running_envoy_refuses_leaves_the_old_one_whole(
     assert 0 == operator.publish(changed(primary, fallback)).code
     assert "3" == gateway.chat().header(VERSION)
     assert 1.0 == gateway.metric("gateway_config_apply_failures_total")
+
+
+def test_an_envoy_started_anew_without_a_certificate_file_is_told_and_can_be_repaired(
+    gateway_factory: GatewayFactory, primary: Wall, fallback: Wall, tmp_path: Path
+) -> None:
+    """By the file coming back, or by a version that does not name it."""
+    authority = tmp_path / "ca.pem"
+    shutil.copy(CERTIFICATE, authority)
+    config = two_providers(primary, fallback)
+    config["providers"]["strict"] = {
+        "base_url": "https://127.0.0.1:9/v1",
+        "allow_private_network": True,
+        "tls": {"ca_file": str(authority)},
+    }
+    config["models"]["strict"] = {"targets": [{"provider": "strict", "model": "m"}]}
+    gateway = gateway_factory(config)
+    operator = Operator(tmp_path, data_dir=gateway.data_dir)
+
+    def error() -> str:
+        (instance,) = operator.run("status", "--json").json["instances"]
+        return str(instance["error"])
+
+    def lose_it() -> None:
+        authority.unlink()
+        envoy = gateway.pids().envoy
+        assert envoy is not None
+        os.kill(envoy, signal.SIGKILL)
+        gateway.wait_until(lambda: f"Invalid path: {authority}" in error(), "Envoy's words in the status", 20.0)
+
+    lose_it()
+    assert (200, "primary/demo-primary-upstream", "1") == served(gateway.chat())
+    assert 1.0 == gateway.metric("gateway_config_apply_failures_total")
+    shutil.copy(CERTIFICATE, authority)
+    gateway.wait_until(lambda: error() == "None", "no error in the status", 20.0)
+    lose_it()
+    assert 0 == operator.publish(changed(primary, fallback)).code
+    assert "2" == gateway.chat().header(VERSION)
 
 
 def _resources(gateway: Gateway) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 import pytest
 
 from extproc import agent
-from extproc.agent import HEARTBEAT_S, KEYS_S, RETRY_S, UPLOAD_LIMIT_S, Agent
+from extproc.agent import HEARTBEAT_S, KEYS_S, RETRY_S, UPLOAD_LIMIT_S, WATCH_S, Agent
 from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.gateway import Gateway
 from extproc.core.health import HealthEngine
@@ -106,6 +107,9 @@ class Diary(EnvoyFiles):
         self.kept_keys: list[int] = []
         self.retired: list[list[Rendered]] = []
         self.on_move: Callable[[], None] = lambda: None
+        self.uptimes: Callable[[], int] = count().__next__
+        self.lacks: str | None = None
+        self.looks = 0
 
     async def validate(self, rendered: Rendered) -> None:
         self.lines.append(("validate", number_of(rendered)))
@@ -144,6 +148,15 @@ class Diary(EnvoyFiles):
 
     async def envoy_serves(self) -> bool:
         return self.serves
+
+    async def uptime_s(self) -> int:
+        return self.uptimes()
+
+    async def refusal(self, live: Rendered, active: Rendered) -> str | None:
+        self.looks += 1
+        if self.away:
+            raise EnvoyAway("nobody answers")
+        return self.lacks
 
     async def accepted(self, rendered: Rendered) -> bool:
         if self.away:
@@ -606,6 +619,62 @@ def test_a_version_waits_for_an_envoy_that_is_away(running: World) -> None:
 
     assert (1, [], None) == before
     assert (2, [("applied", 2)]) == (running.active, running.store.told)
+
+
+# -- an Envoy that was started anew
+
+
+def look(world: World, *, started_anew: bool = False) -> None:
+    """Let the agent look once more at its Envoy."""
+    if started_anew:
+        world.files.uptimes = count().__next__
+    world.now += max(WATCH_S, RETRY_S)
+    world.turns(2)
+
+
+def test_an_envoy_that_runs_on_is_looked_at_once(running: World) -> None:
+    for _ in range(3):
+        look(running)
+
+    assert 1 == running.files.looks
+
+
+def test_an_envoy_that_started_anew_without_a_part_of_the_version_is_told_once_in_its_words(
+    running: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    running.files.lacks = "cluster a-1: Invalid path: /ca.pem"
+    look(running, started_anew=True)
+    look(running)
+
+    assert Report(1, 1, 1, "cluster a-1: Invalid path: /ca.pem") == running.store.reports[-1]
+    assert 1 == caplog.text.count("Envoy runs without a part of version 1: cluster a-1: Invalid path: /ca.pem")
+    assert ([("refused", 1)], []) == (running.seen, running.store.told)
+
+
+def test_an_envoy_that_is_whole_again_is_told(running: World) -> None:
+    running.files.lacks = "cluster a-1: Invalid path: /ca.pem"
+    look(running, started_anew=True)
+    running.files.lacks = None
+    look(running)
+
+    assert Report(1, 1) == running.store.reports[-1]
+
+
+def test_an_envoy_that_is_away_is_looked_at_when_it_is_back(running: World) -> None:
+    running.files.lacks, running.files.away = "Invalid path: /ca.pem", True
+    look(running, started_anew=True)
+    running.files.away = False
+    look(running)
+
+    assert "Invalid path: /ca.pem" == running.agent.report.error
+
+
+def test_a_version_that_envoy_takes_whole_ends_what_it_lacked_of_the_one_before(running: World) -> None:
+    running.files.lacks = "Invalid path: /ca.pem"
+    look(running, started_anew=True)
+    running.publish(written(2))
+
+    assert Report(2, 2) == running.store.reports[-1]
 
 
 # -- another store in the place of the one that was followed

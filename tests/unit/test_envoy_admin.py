@@ -55,6 +55,19 @@ def test_a_cut_answer_is_an_error(raw: bytes) -> None:
         parse_answer(raw)
 
 
+def test_the_uptime_is_of_the_process(tmp_path: Path) -> None:
+    body = b'{"state":"LIVE","uptime_current_epoch":"71s","uptime_all_epochs":"90s"}'
+    answer = b"HTTP/1.1 200 OK\r\n\r\n" + body
+
+    assert 71 == against(answer, envoy_admin.uptime_s, tmp_path / "s")[0]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"uptime_current_epoch": "soon"}'])
+def test_an_uptime_that_cannot_be_read_is_an_error(tmp_path: Path, body: bytes) -> None:
+    with pytest.raises(AdminError, match="did not say since when"):
+        against(b"HTTP/1.1 200 OK\r\n\r\n" + body, envoy_admin.uptime_s, tmp_path / "s")
+
+
 def test_statistics_hold_numbers_and_texts_and_no_histograms(tmp_path: Path) -> None:
     body = b'{"stats":[{"name":"a.b","value":3},{"name":"v","value":"7"},{"histograms":{}}]}'
     answer = b"HTTP/1.1 200 OK\r\n\r\n" + body

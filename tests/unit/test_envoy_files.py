@@ -51,6 +51,7 @@ class FakeEnvoy:
         self.refused_texts: set[str] = set()
         self.taken: list[str] = []
         self.has_clusters: set[str] = set()
+        self.successes = 0
         self.silent: set[str] = set()
         self.on_take: Callable[[str], None] = lambda kind: None
         self.tasks: list[asyncio.Task[Any]] = []
@@ -72,6 +73,7 @@ class FakeEnvoy:
         self.look()
         found: dict[str, Any] = {f"{kind}.version_text": text for kind, text in self.texts.items() if text}
         found |= {f"{kind}.{self.counter}": count for kind, count in self.rejected.items()}
+        found[f"{CDS}.update_success"] = self.successes
         found |= {f"cluster.{name}.membership_total": 1 for name in self.has_clusters}
         warming = self.warming.pop(0) if len(self.warming) > 1 else self.warming[0]
         return found | {"cluster_manager.warming_clusters": warming}
@@ -81,6 +83,8 @@ class FakeEnvoy:
         path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
         if path == "/ready":
             body = b"LIVE\n"
+        elif path == "/server_info":
+            body = b'{"uptime_current_epoch":"7s"}'
         else:
             fits = re.compile(parse_qs(urlsplit(path).query)["filter"][0])
             rows = [{"name": name, "value": value} for name, value in self.stats().items() if fits.search(name)]
@@ -236,6 +240,25 @@ def test_the_clusters_of_both_versions_are_there(place: Place) -> None:
     assert ["both", "new", "old"] == place.clusters()
 
 
+def test_an_old_cluster_that_envoy_rejected_when_it_was_started_anew_does_not_come_with_the_next(place: Place) -> None:
+    """A cluster whose certificate is gone would have every later version refused, one without it too."""
+    place.files.write_first(version(1, "good", "rejected"))
+    envoy = FakeEnvoy(place)
+    envoy.has_clusters, envoy.rejected[CDS] = {"good"}, 1
+
+    place.moved(envoy, version(1, "good", "rejected"), version(2, "new"))
+
+    assert ["good", "new"] == place.clusters()
+
+
+def test_an_envoy_that_has_read_no_clusters_yet_gets_those_of_both_versions(place: Place) -> None:
+    place.files.write_first(version(1))
+
+    place.moved(FakeEnvoy(place), version(1), version(2))
+
+    assert ["p-1", "p-2"] == place.clusters()
+
+
 def test_the_routes_of_both_versions_are_there_until_the_old_one_retires(place: Place) -> None:
     place.files.write_first(version(1))
     place.moved(FakeEnvoy(place), version(1), version(2))
@@ -384,6 +407,53 @@ def test_a_disk_that_fails_on_the_way_leaves_the_old_files(place: Place, monkeyp
         place.moved(FakeEnvoy(place), version(1), version(2))
 
     assert (["p-1"], ["r-1", "no-plan"]) == (place.clusters(), place.routes())
+
+
+# -- an envoy that was started anew
+
+
+def started_anew(place: Place, *held: str, refuses: str | None = None) -> FakeEnvoy:
+    """Return an Envoy that has read version 1 and has these of its clusters."""
+    place.files.write_first(version(1))
+    envoy = FakeEnvoy(place, refuses)
+    envoy.has_clusters, envoy.rejected[CDS] = set(held), 1
+    return envoy
+
+
+def refusal(place: Place, envoy: FakeEnvoy) -> str | None:
+    return place.with_envoy(envoy, lambda: place.files.refusal(version(1), version(1)))
+
+
+def test_an_envoy_that_has_every_cluster_is_left_alone(place: Place) -> None:
+    envoy = started_anew(place, "p-1", "old")
+
+    assert (None, []) == (refusal(place, envoy), envoy.taken)
+
+
+def test_an_envoy_that_lacks_a_cluster_is_quoted(place: Place) -> None:
+    place.data_dir.envoy_log.write_text("[one][warning] update rejected: p-1: Invalid path: /ca.pem\n")
+
+    assert "update rejected: p-1: Invalid path: /ca.pem" == refusal(place, started_anew(place, refuses=CDS))
+
+
+def test_an_envoy_that_lacks_a_cluster_and_takes_it_now_is_whole_again(place: Place) -> None:
+    """As when the file that the cluster names is back."""
+    envoy = started_anew(place)
+
+    assert (None, [CDS]) == (refusal(place, envoy), envoy.taken)
+
+
+def test_an_envoy_that_has_yet_to_read_its_clusters_lacks_none(place: Place) -> None:
+    place.files.write_first(version(1))
+
+    with pytest.raises(EnvoyAway, match="has not read its clusters yet"):
+        refusal(place, FakeEnvoy(place))
+
+
+def test_the_uptime_is_what_envoy_says(place: Place) -> None:
+    assert 7 == place.with_envoy(FakeEnvoy(place), place.files.uptime_s)
+    with pytest.raises(EnvoyAway):
+        asyncio.run(place.files.uptime_s())
 
 
 # -- what no request needs any more

@@ -226,6 +226,16 @@ def test_a_version_that_envoy_does_not_take_is_never_announced(
     assert (0, "") == (world.run(act), capfd.readouterr().out)
 
 
+def test_the_end_of_a_start_whose_version_envoy_does_not_take_has_envoys_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "START_TIMEOUT_S", 1.0)
+    world = World(tmp_path, accepted=(0.0,))
+
+    with pytest.raises(StartError, match=r"^Envoy did not take the version within 1 s\. .*\nenvoy is up$"):
+        world.run(lambda _: asyncio.sleep(0))
+
+
 def test_no_child_is_left_behind(tmp_path: Path, announced: asyncio.Event) -> None:
     world = World(tmp_path)
 
