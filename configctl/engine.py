@@ -32,6 +32,15 @@ _UNREADABLE = (
     "must be percent-encoded, such as %2F for a slash."
 )
 _PLACES = ("host", "port")
+STATEMENT_TIMEOUT_MS = 10_000
+# https://www.postgresql.org/docs/current/libpq-connect.html: a network that swallows everything is noticed in 10 s too.
+_NOTICE_A_DEAD_PEER = {
+    "tcp_user_timeout": 10_000,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
 WRITES = "gateway_writes"
 """Execution option of an engine whose transactions write."""
 
@@ -120,7 +129,11 @@ def _postgresql(url: URL) -> Engine:
         return create_engine(
             url,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "options": "-c statement_timeout=10000"},
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+                **_NOTICE_A_DEAD_PEER,
+            },
         )
     except (ImportError, NoSuchModuleError):
         raise StoreError(

@@ -2,7 +2,7 @@
 
 Owns which versions are live on this instance and when one may be forgotten. Invariants: the last good version stays
 live until the next one is accepted by Envoy whole; a refused version changes nothing and is told with its reason;
-one apply at a time; a store that cannot be reached costs nothing but news.
+one apply at a time; a store that cannot be reached, or says nothing, costs nothing but news.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,7 @@ from extproc.envoy_config.render import Rendered, together
 from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
 from extproc.envoy_watch import EnvoyWatch
+from extproc.store_calls import StoreCalls
 from extproc.versions import Identity, Report, VersionSource, Wanted, read_last_good
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class Agent:
         self._files = files
         self._envoy = EnvoyWatch(files)
         self._source = source
+        self._calls = StoreCalls()
         self._renderer = renderer
         self._last_good = last_good
         self._clock = clock
@@ -210,7 +213,8 @@ class Agent:
 
     async def leave(self) -> None:
         """Tell the store that this instance is gone."""
-        await asyncio.to_thread(self._source.leave)
+        with suppress(OSError):
+            await self._calls.make(self._source.leave)
 
     async def apply(self, wanted: Wanted) -> None:
         """Make a version live, or refuse it and stay as we are."""
@@ -371,7 +375,7 @@ class Agent:
 
     async def _ask(self) -> Wanted | None:
         try:
-            wanted = await asyncio.to_thread(self._source.wanted)
+            wanted = await self._calls.make(self._source.wanted)
         except OSError as error:
             self._store_is_away(error)
             return None
@@ -398,7 +402,7 @@ class Agent:
 
     async def _tell(self, call: Callable[[], None]) -> bool:
         try:
-            await asyncio.to_thread(call)
+            await self._calls.make(call)
         except OSError as error:
             self._store_is_away(error)
             return False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 import pytest
 
+from configctl.engine import open_engine, parse_store_url
 from configctl.store import Store, StoreError
 from tests.support.postgres import fresh_database, postgres
 from tests.unit.configctl.claims import StoreClaims, publish
@@ -66,3 +68,12 @@ def test_a_store_survives_that_its_connections_were_cut(database: str) -> None:
             )
 
         assert 1 == store.active_number()
+
+
+def test_a_network_that_swallows_everything_is_noticed(database: str) -> None:
+    engine = open_engine(parse_store_url(database))
+    with engine.connect() as connection:
+        raw: Any = connection.connection.driver_connection
+        settings = raw.info.get_parameters()
+    engine.dispose()
+    assert {"tcp_user_timeout": "10000", "keepalives": "1", "keepalives_idle": "5"}.items() <= settings.items()

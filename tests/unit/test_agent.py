@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from extproc import agent
+from extproc import agent, store_calls
 from extproc.agent import HEARTBEAT_S, KEYS_S, RETRY_S, UPLOAD_LIMIT_S, WATCH_S, Agent
 from extproc.config.snapshot import Snapshot, TargetKey
 from extproc.core.gateway import Gateway
@@ -60,12 +60,16 @@ class Store:
         self.versions: list[Wanted] = []
         self.gone = False
         self.deaf = False
+        self.silent: threading.Event | None = None
+        """Set while it says nothing, to what ends that."""
         self.asked = 0
         self.told: list[tuple[object, ...]] = []
         self.reports: list[Report] = []
 
     def wanted(self) -> Wanted | None:
         self.asked += 1
+        if self.silent is not None:
+            assert self.silent.wait(10)
         if self.gone:
             raise GONE
         return self.versions[-1] if self.versions else None
@@ -728,6 +732,32 @@ def test_a_store_that_is_gone_costs_nothing_but_news(running: World) -> None:
 
     assert (1, True, []) == (running.active, running.gateway.accepted, running.files.lines)
     assert "the config store cannot be reached: the store is gone" == running.agent.report.error
+
+
+def test_a_store_that_says_nothing_is_away_and_keys_are_read_meanwhile(
+    running: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database behind a proxy that stands still refuses nothing and never answers."""
+    monkeypatch.setattr(store_calls, "STORE_TIMEOUT_S", 0.05)
+    running.store.silent = silence = threading.Event()
+    running.environ["a"] = "sk-second"
+    running.now += KEYS_S
+
+    async def session() -> None:
+        async with asyncio.timeout(10):
+            following = asyncio.ensure_future(running.agent.run())
+            while not running.files.keys:  # noqa: ASYNC110 - what the agent does is counted
+                await asyncio.sleep(0)
+            following.cancel()
+            await asyncio.wait([following])
+            await running.agent.leave()
+
+    asyncio.run(session())
+    silence.set()
+
+    assert (False, [{"a.json": {"key": "sk-second"}}]) == (running.agent.store_answers, running.files.keys)
+    assert "the config store cannot be reached: it has not answered for 0.05 s" == running.agent.report.error
+    assert [] == running.store.told
 
 
 def test_the_operator_is_told_of_a_store_that_a_heartbeat_finds_away(
