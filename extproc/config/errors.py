@@ -71,10 +71,15 @@ def format_path(path: Path) -> str:
     return text
 
 
+def near_miss(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name that a word is probably meant to be."""
+    return next(iter(difflib.get_close_matches(word[:_SHOWN_CHARS], sorted(known), n=1)), None)
+
+
 def hint(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for a near miss, else `; known: a, b`, else nothing."""
     names = sorted(known)
-    if near := difflib.get_close_matches(word[:_SHOWN_CHARS], names, n=1):
-        return f"; did you mean '{shown(near[0])}'?"
+    if near := near_miss(word, names):
+        return f"; did you mean '{shown(near)}'?"
     listed = ", ".join(shown(name) for name in names[:20]) + (", ..." if len(names) > 20 else "")
     return f"; known: {listed}" if names else ""

@@ -7,17 +7,18 @@ Invariants: one error a path, in the order of the file; no sentence quotes a val
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from extproc.config.document import MAX_TEXT_CHARS, Document, parse_document
-from extproc.config.errors import ConfigError, ConfigErrors, Fault, Path, format_path, hint, shown
+from extproc.config.errors import ConfigError, ConfigErrors, Fault, Path, format_path, hint, near_miss, shown
 from extproc.config.keys import known_keys
 from extproc.config.model import GatewayConfig
 from extproc.config.references import find_cross_faults
+from extproc.config.section import BrokenRules
 
 _SENTENCES = {
     "missing": "is required; add it",
@@ -65,11 +66,49 @@ def load_config(text: str, source: str = "config") -> GatewayConfig:
     try:
         config = GatewayConfig.model_validate(document.data)
     except ValidationError as error:
-        found = [_explain(detail) for detail in error.errors(include_url=False, include_input=False)]
+        details = error.errors(include_url=False, include_input=False)
+        found = [*map(_explain, details), *_rules_beside(details, document.data)]
     faults = [*document.faults, *found, *find_cross_faults(document.data)]
     if config is None or faults:
         raise ConfigErrors(_located(faults, document, source))
     return config
+
+
+def _rules_beside(details: Iterable[ErrorDetails], data: object) -> Iterator[Fault]:
+    """Yield the rules that pydantic did not come to, because other keys of their sections are wrong.
+
+    The data is judged again without what is wrong; a rule that looks at anything left out says nothing.
+    """
+    wrong = {path for detail in details for path in _wrong_keys(detail)}
+    try:
+        GatewayConfig.model_validate(_without(data, wrong))
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            broken, path = detail.get("ctx", {}).get("error"), detail["loc"]
+            rules = broken.rules if isinstance(broken, BrokenRules) else ()
+            judged = tuple(rule for rule in rules if not any((*path, key) in wrong for key in rule.keys))
+            if judged:
+                yield Fault(path, str(BrokenRules(judged)))
+
+
+def _wrong_keys(detail: ErrorDetails) -> Iterator[Path]:
+    """Yield the key that a fault is in, and the one that a misspelt key was probably meant to be."""
+    path = detail["loc"]
+    while path and isinstance(path[-1], int):
+        # The list goes whole: without one of its items the positions of the others would mean something else.
+        path = path[:-1]
+    yield path
+    if detail["type"] == "extra_forbidden" and (meant := near_miss(str(path[-1]), known_keys(path[:-1]))):
+        yield (*path[:-1], meant)
+
+
+def _without(value: object, wrong: Container[Path], path: Path = ()) -> object:
+    if isinstance(value, dict):
+        kept = {key: below for key, below in value.items() if (*path, key) not in wrong}
+        return {key: _without(below, wrong, (*path, key)) for key, below in kept.items()}
+    if isinstance(value, tuple):
+        return tuple(_without(below, wrong, (*path, position)) for position, below in enumerate(value))
+    return value
 
 
 def _located(faults: Iterable[Fault], document: Document, source: str) -> list[ConfigError]:

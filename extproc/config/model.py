@@ -21,7 +21,7 @@ from pydantic import (
 
 from extproc.config import fields as kinds
 from extproc.config.policy import Policy
-from extproc.config.section import Section
+from extproc.config.section import Rule, Section, obeying
 
 MAX_BODY_RANGE_BYTES = (1 << 10, 1 << 30)
 DEFAULT_POLICY = "default"
@@ -37,9 +37,8 @@ class ApiKey(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.env is None) == (self.file is None):
-            raise ValueError("must have exactly one of env and file: {env: OPENAI_API_KEY} or {file: /run/secrets/x}")
-        return self
+        sentence = "must have exactly one of env and file: {env: OPENAI_API_KEY} or {file: /run/secrets/x}"
+        return obeying(self, Rule((self.env is None) != (self.file is None), sentence, ("env", "file")))
 
 
 def _refuse_literal_key(value: object) -> object:
@@ -78,11 +77,12 @@ class HealthCheck(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.path is None:
-            raise ValueError("must have a path, such as /health")
-        if self.timeout > self.interval:
-            raise ValueError("must have a timeout of at most its interval")
-        return self
+        at_most = "must have a timeout of at most its interval"
+        return obeying(
+            self,
+            Rule(self.path is not None, "must have a path, such as /health", ("path", "model", "daily_cap")),
+            Rule(self.timeout <= self.interval, at_most, ("timeout", "interval")),
+        )
 
 
 class ProviderTls(Section):
@@ -97,9 +97,9 @@ class ProviderTls(Section):
 
     @model_validator(mode="after")
     def _pair(self) -> Self:
-        if (self.client_cert_file is None) != (self.client_key_file is None):
-            raise ValueError("must have client_cert_file and client_key_file together; add the other one")
-        return self
+        together = (self.client_cert_file is None) == (self.client_key_file is None)
+        sentence = "must have client_cert_file and client_key_file together; add the other one"
+        return obeying(self, Rule(together, sentence, ("client_cert_file", "client_key_file")))
 
 
 class Limits(Section):
@@ -172,9 +172,8 @@ class Affinity(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.header is None) == (self.body is None):
-            raise ValueError("must have exactly one of header and body")
-        return self
+        sentence = "must have exactly one of header and body"
+        return obeying(self, Rule((self.header is None) != (self.body is None), sentence, ("header", "body")))
 
 
 def _has_target(targets: tuple[Target, ...]) -> tuple[Target, ...]:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from extproc.config import fields as kinds
-from extproc.config.section import Section
+from extproc.config.section import Rule, Section, obeying
 
 
 class SameTarget(Section):
@@ -32,9 +32,8 @@ class SameTarget(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.backoff > self.max_backoff:
-            raise ValueError("must have a max_backoff of at least its backoff; raise max_backoff or lower backoff")
-        return self
+        sentence = "must have a max_backoff of at least its backoff; raise max_backoff or lower backoff"
+        return obeying(self, Rule(self.backoff <= self.max_backoff, sentence, ("backoff", "max_backoff")))
 
 
 class Cooldown(Section):
@@ -63,11 +62,13 @@ class Cooldown(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.base > self.max:
-            raise ValueError("must have a max of at least its base; raise max or lower base")
-        if max(self.max, self.quota) > self.cap:
-            raise ValueError("must have a cap of at least its max and its quota; raise cap")
-        return self
+        at_least_base = "must have a max of at least its base; raise max or lower base"
+        at_least_both = "must have a cap of at least its max and its quota; raise cap"
+        return obeying(
+            self,
+            Rule(self.base <= self.max, at_least_base, ("base", "max")),
+            Rule(max(self.max, self.quota) <= self.cap, at_least_both, ("max", "quota", "cap")),
+        )
 
 
 class Policy(Section):
