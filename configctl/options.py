@@ -6,6 +6,7 @@ ConfigErrors and Refusal. Durations are read as in the config file.
 
 from __future__ import annotations
 
+import errno
 import functools
 import socket
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from configctl.refusals import Refusal, StoreError
-from configctl.screen import Screen
+from configctl.screen import Screen, drop_output
 from extproc.config.errors import ConfigErrors
 from extproc.config.units import parse_duration
 from extproc.data_dir import DataDir
@@ -28,15 +29,27 @@ if TYPE_CHECKING:
 DEFAULT_DATA_DIR = "./.gateway"
 DEFAULT_TIMEOUT = "30s"
 _MAX_TEXT_CHARS = 2000
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Verbs(click.Group):
-    """A group whose verbs are listed in the order they were written, not by the alphabet."""
+    """A group whose verbs are listed in the order they were written; a full disk under stdout is a sentence."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
         """Return the verbs in their order."""
         return list(self.commands)
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command line; output that cannot be written is a sentence and exit code 1."""
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            drop_output()
+            Screen().say(f"The output cannot be written: {error.strerror}.")
+            raise SystemExit(1) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +140,10 @@ def verb(group: click.Group, *examples: str) -> Callable[[Callable[..., int]], c
             if "data_dir" in options:
                 outer = context.find_object(Place) or Place()
                 options["place"] = Place.taken_from(options).under(outer)
-            context.exit(_answered(function, args, options))
+            code = _answered(function, args, options)
+            # Flushes, here where a fault can still be told: at its own end Python would print a traceback.
+            click.echo(nl=False)
+            context.exit(code)
 
         lines = "\n".join(f"  {example}" for example in examples)
         title = "Examples" if len(examples) > 1 else "Example"

@@ -6,6 +6,7 @@ for people: scripts, which ask for JSON, do not wait for it.
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import cached_property
 from typing import IO, TYPE_CHECKING
@@ -61,6 +62,13 @@ def visible(text: str) -> str:
 def _escaped(char: str) -> str:
     units = char.encode("utf-16-be").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def drop_output() -> None:
+    """Send what stdout still holds, and could not write, nowhere: Python would try again when it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def is_terminal() -> bool:

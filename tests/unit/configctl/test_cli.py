@@ -696,6 +696,17 @@ def test_json_after_any_verb_is_one_document_on_stdout(run: Run, verb: str) -> N
     json.loads(result.stdout)
 
 
+@pytest.mark.parametrize("verb", ["history --json", "validate small.yaml", "--help"])
+def test_output_that_cannot_be_written_is_a_sentence(place: Path, verb: str) -> None:
+    argv = [sys.executable, "-c", "from configctl.cli import main; main()", *verb.split()]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, cwd=place, timeout=60, check=False)
+
+    told = ran.stderr.splitlines()[-1]
+    assert (1, "The output cannot be written: No space left on device.") == (ran.returncode, told)
+    assert "Traceback" not in ran.stderr
+
+
 def test_a_terminal_gets_a_question_and_a_pipe_plain_text(place: Path) -> None:
     """The real command on a real pseudo-terminal."""
     argv = [sys.executable, "-c", "from configctl.cli import main; main()", "publish", "small.yaml", "-m", "why"]
