@@ -27,7 +27,12 @@ def key() -> None:
 def new(name: str, as_json: bool) -> int:
     """Print a fresh token, this once, and the config lines that admit it."""
     from configctl import commands, render, shapes
+    from extproc.config.fields import client_name
 
+    try:
+        client_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--name") from None
     fresh = commands.new_key()
     screen = Screen()
     if as_json:
@@ -45,7 +50,7 @@ def hash(as_json: bool) -> int:  # noqa: A001 - the verb's name
     """Read a token from stdin, or ask for it, and print the digest for the config."""
     from configctl import commands, shapes
 
-    token = click.prompt("token", hide_input=True, err=True) if is_terminal() else sys.stdin.read()
+    token = _read_token()
     if not token.strip():
         raise Refusal("There is no token on stdin.")
     digest = commands.hash_key(token)
@@ -55,3 +60,15 @@ def hash(as_json: bool) -> int:  # noqa: A001 - the verb's name
     else:
         screen.data.print(digest, markup=False)
     return 0
+
+
+def _read_token() -> str:
+    try:
+        if not is_terminal():
+            return sys.stdin.buffer.read().decode()
+        token: str = click.prompt("token", hide_input=True, err=True)
+        token.encode()
+    except UnicodeError:
+        sentence = "The token is not UTF-8 text: use one of letters and digits, as `configctl key new` makes."
+        raise Refusal(sentence) from None
+    return token

@@ -111,6 +111,13 @@ def looks_secret(value: str) -> bool:
     return bool(SECRET_LIKE.search(value) or _BEARER.match(value))
 
 
+def client_name(value: str) -> str:
+    """Check a client's name; ValueError with the sentence of its rule."""
+    if not _CLIENT_NAME.fullmatch(value):
+        raise ValueError("must be a name of letters, digits and . _ @ -, up to 64 characters")
+    return value
+
+
 def _is_name(value: str) -> bool:
     return 0 < len(value) <= 200 and value.isprintable() and not any(char.isspace() for char in value)
 
@@ -224,9 +231,7 @@ _NAME_SENTENCE = "must be a name of lower-case letters, digits, - and _, up to 4
 
 Text = Annotated[str, _PRINTABLE]
 Name = Annotated[str, _rule(_NAME.fullmatch, _NAME_SENTENCE)]
-ClientName = Annotated[
-    str, _rule(_CLIENT_NAME.fullmatch, "must be a name of letters, digits and . _ @ -, up to 64 characters")
-]
+ClientName = Annotated[str, AfterValidator(client_name)]
 ModelPattern = Annotated[str, _rule(_is_name, "must be 1 to 200 printable characters without spaces")]
 UpstreamModel = Annotated[
     ModelPattern,

@@ -608,6 +608,23 @@ def test_key_hash_reads_a_token_and_never_prints_it(run: Run) -> None:
     assert 1 == run("key", "hash", stdin="\n").exit_code
 
 
+@pytest.mark.parametrize("name", ["A b", "", "x" * 65, "a: b"])
+def test_a_new_key_is_not_made_for_a_name_that_validate_refuses(run: Run, name: str) -> None:
+    result = run("key", "new", "--name", name)
+
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert "must be a name of letters, digits and . _ @ -, up to 64 characters" in result.stderr
+
+
+def test_a_token_that_no_client_can_send_is_not_hashed(place: Path) -> None:
+    """The real command: how Python reads a pipe goes by the locale."""
+    argv = [sys.executable, "-c", "from configctl.cli import main; main()", "key", "hash"]
+    ran = subprocess.run(argv, input=b"gw-\xff", capture_output=True, cwd=place, timeout=60, check=False)
+
+    told = b"The token is not UTF-8 text: use one of letters and digits, as `configctl key new` makes.\n"
+    assert (1, b"", told) == (ran.returncode, ran.stdout, ran.stderr)
+
+
 def test_the_author_is_flag_then_environment_then_login(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "login")
     publish(run, "small")
