@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from configctl.render import one_line, print_rows
+from configctl.render import drawn_table, one_line, print_rows
 from configctl.screen import Screen, print_line, visible
 
 if TYPE_CHECKING:
@@ -209,10 +209,4 @@ def _outcome_lines(story: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _table(headers: Iterable[str], rows: Iterable[tuple[str, ...]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*headers, header_style="bold", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(one_line(cell), style=_STYLES.get(cell, "")) for cell in row))
-    return table
+    return drawn_table(headers, ([one_line(cell) for cell in row] for row in rows), _STYLES)

@@ -6,7 +6,7 @@ words) is printed as text: no markup, no control characters, one line where a li
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from configctl.diff import section_of
@@ -15,6 +15,7 @@ from configctl.shapes import of_entry, of_time
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from configctl.changes import Report
     from configctl.commands import Status, Verified
@@ -37,18 +38,25 @@ def print_rows(console: Console, headers: Sequence[str], rows: Iterable[Sequence
     """Print a table: drawn on a terminal, aligned columns in a pipe."""
     cells = [[one_line(cell) for cell in row] for row in rows]
     if console.is_terminal:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*headers, header_style="bold", box=None, pad_edge=False)
-        for row in cells:
-            table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
-        console.print(table, soft_wrap=False)
+        console.print(drawn_table(headers, cells, _STYLES), soft_wrap=False)
         return
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     for row in [list(headers), *cells]:
         padded = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print_line(console, padded.rstrip())
+
+
+def drawn_table(headers: Iterable[str], rows: Iterable[Sequence[str]], styles: Mapping[str, str]) -> Table:
+    """Return a table whose cells are folded on a narrow terminal: a name that is cut may be another's, too."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+    return table
 
 
 def one_line(text: str) -> str:
