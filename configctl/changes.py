@@ -114,6 +114,14 @@ def propose_rollback(store: Store, to: int | None, act: Act, now: float) -> Prop
     return Proposal("rollback", target.content, target.digest, active, changes, target)
 
 
+def refuse_unasked(store: Store, proposal: Proposal, act: Act, now: float) -> None:
+    """Record a change that was refused because nobody could be asked; one that somebody declined is no act."""
+    detail: dict[str, object] = {"message": act.message}
+    if proposal.target is not None:
+        detail["to"] = proposal.target.number
+    store.refuse(proposal.verb, act.author, "nobody could be asked", detail, now)
+
+
 def commit(store: Store, proposal: Proposal, act: Act, now: float) -> Published | NothingToPublish | Conflict:
     """Write what was proposed, if what it was compared with is still active."""
     if proposal.target is None:

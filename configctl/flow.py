@@ -47,7 +47,7 @@ def change(
     with open_store(place, create=True) as store:
         answer: Any = propose(store, act, time.time())
         if isinstance(answer, changes.Proposal):
-            if not yes and not _confirmed(screen, answer):
+            if not yes and not _confirmed(store, screen, answer, act):
                 return _REFUSED
             answer = changes.commit(store, answer, act, time.time())
         if isinstance(answer, NothingToPublish | Conflict):
@@ -57,7 +57,7 @@ def change(
     return _tell_report(screen, report, as_json)
 
 
-def _confirmed(screen: Screen, proposal: changes.Proposal) -> bool:
+def _confirmed(store: Store, screen: Screen, proposal: changes.Proposal, act: changes.Act) -> bool:
     render.print_changes(screen.talk, proposal.changes)
     if proposal.active is not None and proposal.active.digest == proposal.digest:
         screen.say(
@@ -66,6 +66,7 @@ def _confirmed(screen: Screen, proposal: changes.Proposal) -> bool:
     elif proposal.target is not None and proposal.target.outcome == "failed":
         screen.say(f"Version {proposal.target.number} failed when it was published.", "yellow")
     if not is_terminal():
+        changes.refuse_unasked(store, proposal, act, time.time())
         screen.say(f"Refused: nobody can be asked without a terminal; add --yes to {proposal.verb} this change.")
         return False
     if click.confirm(f"{proposal.verb.capitalize()} this?", err=True):

@@ -4,9 +4,9 @@ Owns compare-and-set, numbering, the way back and the hash chain. Leaves transac
 asks here what to write and writes exactly that.
 
 Invariants: numbers and audit sequence count up by one; a new version's parent is the active version; every act writes
-one audit entry, refused ones included (but "nothing to publish", which is no act); an entry's hash covers all its
-fields and its predecessor's hash; every field of a version is told by some entry, so that no change of a version goes
-unseen while the chain is whole.
+one audit entry, refused ones included ("nothing to publish" and a change declined when asked are no acts); an entry's
+hash covers all its fields and its predecessor's hash; every field of a version is told by some entry, so that no change
+of a version goes unseen while the chain is whole.
 """
 
 from __future__ import annotations

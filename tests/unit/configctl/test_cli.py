@@ -273,6 +273,36 @@ def test_a_publish_without_a_terminal_and_without_yes_is_refused_after_showing_t
     assert 1 == len(json.loads(run("history", "--json").stdout))
 
 
+@pytest.mark.parametrize(
+    ("verb", "detail"),
+    [
+        (["publish", "full.yaml"], {"message": "why", "reason": "nobody could be asked"}),
+        (["rollback", "1"], {"message": "why", "reason": "nobody could be asked", "to": 1}),
+    ],
+)
+def test_a_change_that_is_refused_because_nobody_can_be_asked_is_audited(
+    run: Run, store: Store, verb: list[str], detail: dict[str, object]
+) -> None:
+    for name in ("small", "other"):
+        publish(run, name)
+
+    run(*verb, "-m", "why", "--author", "ann")
+
+    entry = store.audit_entries(1)[0]
+    assert (3, verb[0], "ann", 1, None) == (entry.seq, entry.act, entry.actor, entry.refused, entry.version)
+    assert detail == entry.details
+
+
+def test_a_question_that_is_answered_with_no_is_no_act(run: Run, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(run, "small")
+    monkeypatch.setattr(flow, "is_terminal", lambda: True)
+
+    result = run("publish", "other.yaml", "-m", "why", stdin="n\n")
+
+    assert "Nothing was changed." in result.stderr
+    assert 1 == len(store.audit_entries())
+
+
 @pytest.mark.parametrize(("answer", "code", "count"), [("y", 0, 2), ("n", 1, 1), ("\n", 1, 1)])
 def test_a_publish_at_a_terminal_asks(
     run: Run, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, count: int
