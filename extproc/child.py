@@ -1,14 +1,15 @@
 """One child process of the supervisor: start, watch, start again, stop.
 
 Owns the process and its output; when to start again is `restart.py`'s, what the children are for is
-`supervisor.py`'s. Invariants: a child runs in its own session, so that Ctrl-C in a terminal reaches the
-supervisor alone; it never writes to our stdout; it is started from the thread that runs the event loop,
-because a tethered child ends with the thread that made it.
+`supervisor.py`'s, what may stand in a log is `crash_filter.py`'s. Invariants: a child runs in its own session, so that
+Ctrl-C in a terminal reaches the supervisor alone; it never writes to our stdout; it is started from the thread that
+runs the event loop, because a tethered child ends with the thread that made it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import sys
@@ -16,9 +17,14 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from extproc import crash_filter
 from extproc.restart import Backoff
 
+COPY_GRACE_S = 2.0
+"""How long the log may take after the end of its process; longer only where something else holds the pipe open."""
 _STDERR = 2
+_PIPE_BYTES = 1024 * 1024
+"""What a burst of output may fill before Envoy would have to wait; Linux allows that much to anybody."""
 _TAIL_BYTES = 64 * 1024
 # prctl(PR_SET_PDEATHSIG, SIGTERM), https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html. It
 # survives the exec. The second look at the parent covers one that ended before the call.
@@ -38,7 +44,7 @@ def tether(argv: Sequence[str]) -> list[str]:
 
 
 class Child:
-    """A named command; with `log`, its output is appended there (0600), else it goes to our stderr."""
+    """A named command; with `log`, its output is appended there (0600) but for a crash's dump, else to our stderr."""
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class Child:
         self._pass_fds = tuple(pass_fds)
         self._log_start = 0
         self._process: asyncio.subprocess.Process | None = None
+        self._copier: asyncio.subprocess.Process | None = None
 
     @property
     def pid(self) -> int | None:
@@ -73,7 +80,7 @@ class Child:
 
     async def start(self) -> None:
         """Start the process; raises OSError when the system cannot."""
-        output = self._open_log() if self._log else _STDERR
+        output = await self._start_log(self._log) if self._log else _STDERR
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *self._argv,
@@ -93,8 +100,11 @@ class Child:
         self._argv, self._env, self._pass_fds = tuple(argv), dict(env), ()
 
     async def wait(self) -> int:
-        """Wait for the end of the latest process and return its exit code."""
-        return await self._process.wait() if self._process else 0
+        """Wait for the end of the latest process, and of its log, and return its exit code."""
+        code = await self._process.wait() if self._process else 0
+        if self._copier is not None:
+            await _end(self._copier)
+        return code
 
     async def stop(self, grace_s: float) -> None:
         """Ask the process to end, and end it after `grace_s`."""
@@ -138,11 +148,44 @@ class Child:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    def _open_log(self) -> int:
-        assert self._log is not None  # noqa: S101 - tells the type checker
-        descriptor = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._log_start = os.lseek(descriptor, 0, os.SEEK_END)
-        return descriptor
+    async def _start_log(self, path: Path) -> int:
+        """Open the log and start what copies into it; returns the end of the pipe that the process writes to."""
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._log_start = os.lseek(log, 0, os.SEEK_END)
+        source, target = os.pipe()
+        try:
+            self._copier = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", crash_filter.__file__),
+                env={},
+                stdin=source,
+                stdout=log,
+                start_new_session=True,
+            )
+            _widen(target)
+        except OSError:
+            os.close(target)
+            raise
+        finally:
+            os.close(source)
+            os.close(log)
+        return target
+
+
+def _widen(pipe: int) -> None:
+    # Another system, or a user who has many pipes: the burst may be as large as a pipe is anyway.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+async def _end(copier: asyncio.subprocess.Process) -> None:
+    try:
+        async with asyncio.timeout(COPY_GRACE_S):
+            await copier.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            copier.kill()
+        await copier.wait()
 
 
 async def keep_running(

@@ -27,6 +27,7 @@ from extproc.envoy_config.validation import validation_bootstrap
 
 POLL_S = 0.02
 ACCEPT_TIMEOUT_S = 30.0
+WORDS_TIMEOUT_S = 1.0
 VALIDATE_TIMEOUT_S = 20.0
 _WORDS_LIMIT = 2000
 _LOG_PREFIX = re.compile(r"^\[?[^\[\]]*\](?:\[[^\[\]]*\])*\s*(?:\[[^\[\]]*\]\s*)?")
@@ -219,7 +220,7 @@ class EnvoyFiles:
         return f"{time.time_ns()}-{self._serial}"
 
     async def _write_and_wait(self, update: _Update) -> None:
-        socket = self._data_dir.envoy_admin_socket
+        socket, said = self._data_dir.envoy_admin_socket, self._log_bytes()
         pattern = rf"^({update.kind}\.(version_text|update_rejected|update_failure)|cluster_manager\.warming_clusters)$"
         before = await _stats(socket, pattern)
         await asyncio.to_thread(write_json, update.path, update.document)
@@ -227,7 +228,7 @@ class EnvoyFiles:
         while time.monotonic() < deadline:
             seen = await _stats(socket, pattern)
             if _grew(before, seen, f"{update.kind}.update_rejected", f"{update.kind}.update_failure"):
-                raise Refused(self._last_words())
+                raise Refused(await self._last_words(said))
             text = seen.get(f"{update.kind}.version_text")
             warming = seen.get("cluster_manager.warming_clusters", 0)
             if text == update.document["version_info"] and warming == 0:
@@ -235,14 +236,27 @@ class EnvoyFiles:
             await asyncio.sleep(POLL_S)
         raise Refused(f"Envoy did not take the version within {ACCEPT_TIMEOUT_S:g} s.")
 
-    def _last_words(self) -> str:
+    async def _last_words(self, said: int) -> str:
+        """Return what Envoy wrote last, behind the first `said` bytes of its log; the copy may be a moment late."""
+        seen, give_up_at = said, time.monotonic() + WORDS_TIMEOUT_S
+        while (now := self._log_bytes()) and not now == seen > said and time.monotonic() < give_up_at:
+            seen = now
+            await asyncio.sleep(POLL_S)
         try:
-            tail = self._data_dir.envoy_log.read_bytes()[-_WORDS_LIMIT:].decode("utf-8", "replace")
+            tail = self._data_dir.envoy_log.read_bytes()[said:][-_WORDS_LIMIT:].decode("utf-8", "replace")
         except OSError:
+            tail = ""
+        if not tail:
             return "Envoy rejected the update; its log says why."
         last = tail.rstrip("\n").rsplit("\n[", 1)[-1]
         # `[time][thread][level][component] [file:line] words`: the words are Envoy's, the rest is its log's.
         return _words(_LOG_PREFIX.sub("", last), "")
+
+    def _log_bytes(self) -> int:
+        try:
+            return self._data_dir.envoy_log.stat().st_size
+        except OSError:
+            return 0
 
 
 def _check_watches(keys: int) -> None:

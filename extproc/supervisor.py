@@ -177,6 +177,7 @@ class Supervisor:
                 raise _StopRequested
             for child in children:
                 if not child.running:
+                    await child.wait()  # for its last words
                     raise StartError(_with_log(f"{child.name} ended while starting ({child.how_it_ended()}).", child))
             if time.monotonic() > give_up_at:
                 raise StartError(

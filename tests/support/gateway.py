@@ -241,7 +241,8 @@ class Gateway:
         supervisor, *children = self._family()
         commands = {pid: _argv(pid) for pid in children}
         serving = [pid for pid, argv in commands.items() if "serve" in argv]
-        others = [pid for pid, argv in commands.items() if argv and "serve" not in argv]
+        copiers = [pid for pid, argv in commands.items() if any("crash_filter" in arg for arg in argv)]
+        others = [pid for pid, argv in commands.items() if argv and "serve" not in argv and pid not in copiers]
         envoys = [pid for pid in others if "envoy" in commands[pid][0]] or others
         return Pids(supervisor, next(iter(serving), None), next(iter(envoys), None))
 

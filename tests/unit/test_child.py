@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from extproc import child as child_module
 from extproc.child import Child, keep_running, tether
 from extproc.restart import Backoff
 
@@ -145,3 +147,52 @@ def test_a_tethered_child_does_not_outlive_a_parent_that_was_faster(tmp_path: Pa
     done = subprocess.run(command, capture_output=True, check=False)
 
     assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_a_burst_of_output_is_in_the_log_when_the_child_has_ended(tmp_path: Path) -> None:
+    async def session() -> None:
+        child = Child("it", python("for n in range(200_000): print('line', n)"), {}, tmp_path / "log")
+        await child.start()
+        await child.wait()
+
+    asyncio.run(session())
+
+    assert [f"line {n}" for n in range(200_000)] == (tmp_path / "log").read_text().splitlines()
+
+
+def test_output_is_logged_to_its_end_when_the_parent_is_killed(tmp_path: Path) -> None:
+    """The supervisor may end at any time; what copies the log ends with the process that it copies from."""
+    said = "import sys, time; print('up', flush=True); sys.stdin.read() or time.sleep(0.2); print('end')"
+    parent = (
+        "import asyncio, sys; from pathlib import Path; from extproc.child import Child\n"
+        "async def run():\n"
+        "    child = Child('it', [sys.executable, '-S', '-c', sys.argv[1]], {}, Path(sys.argv[2]))\n"
+        "    await child.start(); print('started', flush=True); await asyncio.sleep(60)\n"
+        "asyncio.run(run())"
+    )
+    log = tmp_path / "log"
+
+    with subprocess.Popen([sys.executable, "-c", parent, said, str(log)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        process.kill()
+
+    asyncio.run(until(lambda: log.exists() and log.read_text() == "up\nend\n"))
+
+
+def test_what_holds_the_output_open_longer_than_its_process_delays_nobody_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "COPY_GRACE_S", 0.05)
+    heir = "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid)"
+
+    async def session() -> tuple[int, int]:
+        child = Child("it", python(heir), {}, tmp_path / "log")
+        await child.start()
+        await until(lambda: child.last_words(1) != "")
+        return await child.wait(), int(child.last_words(1))
+
+    code, pid = asyncio.run(session())
+    os.kill(pid, 9)
+
+    assert code == 0

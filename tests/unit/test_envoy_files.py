@@ -54,6 +54,7 @@ class FakeEnvoy:
         self.successes = 0
         self.silent: set[str] = set()
         self.on_take: Callable[[str], None] = lambda kind: None
+        self.on_refuse: Callable[[], object] = lambda: None
         self.tasks: list[asyncio.Task[Any]] = []
 
     def look(self) -> None:
@@ -64,6 +65,7 @@ class FakeEnvoy:
             if kind == self.refuses:
                 self.rejected[kind] += text not in self.refused_texts
                 self.refused_texts.add(text)
+                self.on_refuse()
                 continue
             self.texts[kind] = text
             self.taken.append(kind)
@@ -347,11 +349,35 @@ def test_an_earlier_rejection_is_not_held_against_a_version(place: Place) -> Non
 
 def test_the_reason_is_what_envoy_wrote_last(place: Place) -> None:
     place.files.write_first(version(1))
-    place.data_dir.envoy_log.write_text(
-        "[one][warning] old news\n[two][warning] gRPC config rejected:\n  no such filter\n"
-    )
+    log = place.data_dir.envoy_log
+    log.write_text("[one][warning] old news\n")
+    envoy = FakeEnvoy(place, refuses=CDS)
+    words = "[two][warning] of this update\n[three][warning] gRPC config rejected:\n  no such filter\n"
+    envoy.on_refuse = lambda: log.write_text(log.read_text() + words)
 
     with pytest.raises(Refused, match=r"^gRPC config rejected: no such filter$"):
+        place.moved(envoy, version(1), version(2))
+
+
+def test_a_reason_that_reaches_the_log_late_is_waited_for(place: Place) -> None:
+    """What Envoy says passes through another process."""
+    log = place.data_dir.envoy_log
+    place.files.write_first(version(1))
+    log.write_text("[one][warning] old news\n")
+    envoy = FakeEnvoy(place, refuses=CDS)
+    words = "[one][warning] old news\n[two][warning] no such filter\n"
+    envoy.on_refuse = lambda: asyncio.get_running_loop().call_later(0.05, log.write_text, words)
+
+    with pytest.raises(Refused, match=r"^no such filter$"):
+        place.moved(envoy, version(1), version(2))
+
+
+def test_old_news_are_no_reason(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envoy_files, "WORDS_TIMEOUT_S", 0.05)
+    place.files.write_first(version(1))
+    place.data_dir.envoy_log.write_text("[one][warning] old news\n")
+
+    with pytest.raises(Refused, match="its log says why"):
         place.moved(FakeEnvoy(place, refuses=CDS), version(1), version(2))
 
 
@@ -431,9 +457,11 @@ def test_an_envoy_that_has_every_cluster_is_left_alone(place: Place) -> None:
 
 
 def test_an_envoy_that_lacks_a_cluster_is_quoted(place: Place) -> None:
-    place.data_dir.envoy_log.write_text("[one][warning] update rejected: p-1: Invalid path: /ca.pem\n")
+    envoy = started_anew(place, refuses=CDS)
+    words = "[one][warning] update rejected: p-1: Invalid path: /ca.pem\n"
+    envoy.on_refuse = lambda: place.data_dir.envoy_log.write_text(words)
 
-    assert "update rejected: p-1: Invalid path: /ca.pem" == refusal(place, started_anew(place, refuses=CDS))
+    assert "update rejected: p-1: Invalid path: /ca.pem" == refusal(place, envoy)
 
 
 def test_an_envoy_that_lacks_a_cluster_and_takes_it_now_is_whole_again(place: Place) -> None:
