@@ -10,7 +10,7 @@ from extproc.config.snapshot import Client, ResolvedModel, Snapshot
 from extproc.core.clients import may_use
 from extproc.core.plan import Viewer, candidates
 
-OWNER = "ai-model-gateway"
+OWNER = "gateway"
 
 
 def list_models(snapshot: Snapshot, client: Client, view: Viewer) -> bytes:

@@ -38,7 +38,7 @@ def available(view: Callable[[TargetKey], View], client: Client = ANONYMOUS) -> 
 
 def test_a_listed_model_has_the_members_that_openai_s_clients_read() -> None:
     listed = json.loads(list_models(SNAPSHOT, ANONYMOUS, healthy))
-    entry = {"id": "big", "object": "model", "created": 0, "owned_by": "ai-model-gateway", "available": True}
+    entry = {"id": "big", "object": "model", "created": 0, "owned_by": "gateway", "available": True}
     assert ("list", entry) == (listed["object"], listed["data"][0])
 
 
