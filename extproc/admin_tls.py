@@ -25,7 +25,8 @@ def read_admin_tls(admin: AdminListen) -> AdminPem:
     """Read the certificate, its key and the callers' authority; StartError when they cannot be used."""
     for flag, path in (("cert", admin.cert), ("key", admin.key), ("client-ca", admin.client_ca)):
         if not path.is_file():
-            raise StartError(f"--admin-{flag} names {path}, which is not there.")
+            fault = "is no regular file: name a PEM file" if path.exists() else "is not there"
+            raise StartError(f"--admin-{flag} names {path}, which {fault}.")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # An empty password: without one, a key that needs one would ask for it at the terminal.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def test_files_that_belong_together_are_read(admin: AdminListen) -> None:
 def test_a_file_that_is_not_there_is_named_with_its_flag(admin: AdminListen) -> None:
     with pytest.raises(StartError, match=r"^--admin-key names /nowhere, which is not there\.$"):
         read_admin_tls(replace(admin, key=Path("/nowhere")))
+
+
+def test_what_is_no_file_is_named_with_its_flag(admin: AdminListen, tmp_path: Path) -> None:
+    for path in (Path("/dev/null"), tmp_path):
+        sentence = f"--admin-client-ca names {path}, which is no regular file: name a PEM file."
+        with pytest.raises(StartError, match=f"^{re.escape(sentence)}$"):
+            read_admin_tls(replace(admin, client_ca=path))
 
 
 def test_a_key_of_another_certificate_is_refused(admin: AdminListen, tmp_path: Path) -> None:
