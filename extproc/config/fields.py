@@ -227,10 +227,10 @@ _PRINTABLE = _rule(
     lambda value: 0 < len(value) <= 2048 and value.isprintable(),
     "must be 1 to 2048 characters of text without control characters",
 )
-_NAME_SENTENCE = "must be a name of lower-case letters, digits, - and _, up to 40 characters, not starting with - or _"
+NAME_SENTENCE = "must be a name of lower-case letters, digits, - and _, up to 40 characters, not starting with - or _"
 
 Text = Annotated[str, _PRINTABLE]
-Name = Annotated[str, _rule(_NAME.fullmatch, _NAME_SENTENCE)]
+Name = Annotated[str, _rule(_NAME.fullmatch, NAME_SENTENCE)]
 ClientName = Annotated[str, AfterValidator(client_name)]
 ModelPattern = Annotated[str, _rule(_is_name, "must be 1 to 200 printable characters without spaces")]
 UpstreamModel = Annotated[

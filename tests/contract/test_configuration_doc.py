@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from extproc.config.fields import NAME_SENTENCE
 from extproc.config.model import GatewayConfig
 from extproc.config.section import Section
 from tests.support import configuration_doc
@@ -44,3 +45,8 @@ class Undocumented(Section):
 def test_a_key_without_a_sentence_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^Undocumented\.key has no sentence below it$"):
         configuration_doc.table("undocumented", Undocumented)
+
+
+def test_a_name_is_defined_as_it_is_checked() -> None:
+    written = NAME_SENTENCE.removeprefix("must be a name of ").replace(" - ", " `-` ").replace(" _", " `_`")
+    assert f"- A *name* has {written}.\n" in DOCUMENT.read_text()
