@@ -6,7 +6,7 @@ error for the caller. Leaves messages and timers to the judge.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from extproc.config.snapshot import Policy
 from extproc.core.attempt import last_answer, silence_limit_s
@@ -63,6 +63,8 @@ def after_failure(
 ) -> GoOn | Respond:
     """Charge a failure and say what follows; `error` is what the provider answered, None when that has no meaning."""
     gateway.requests.attempt_failed(case.state, failure, now)
+    if error is not None and failure.error_class in NO_ADVICE:
+        error = replace(error, plain=True)
     first = case.state.first_error or error
     state, policy = case.state, case.policy
     denied = gateway.budget_denied
@@ -94,7 +96,7 @@ def after_failure(
 
 def _give_up(gateway: Gateway, case: Case, failure: Failure, error: FirstError | None, now: float) -> Respond:
     state = case.state.failed(failure.error_class, error)
-    return last_answer(gateway, state, case.active, now, plain=failure.error_class in NO_ADVICE)
+    return last_answer(gateway, state, case.active, now)
 
 
 def _spent(case: Case, now: float) -> Spent:

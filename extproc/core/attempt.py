@@ -178,18 +178,18 @@ def last_answer(
     active: Active,
     now: float,
     *,
-    plain: bool = False,
     late: bool = False,
 ) -> Respond:
     """Return the answer of a request that nothing served: the first provider error, else an error of our own.
 
-    `plain` keeps the provider's answer free of retry advice: the fault is the request's. `late` says that the deadline
-    ended it. The attempts it tells of are those whose failure is known.
+    Advice about trying again belongs to the answer that is given, whatever failed last. `late` says that the deadline
+    ended the request. The attempts it tells of are those whose failure is known.
     """
+    first = state.first_error
+    plain = first is not None and first.plain
     headers = () if plain else retry_headers(gateway.recovery_in(state, active, now))
     attempts = len(state.classes)
     state = replace(state, attempt=attempts)
-    first = state.first_error
     if first is not None:
         known = {name for name, _ in first.headers}
         added = tuple((name, value) for name, value in headers if name not in known)

@@ -36,6 +36,8 @@ class FirstError:
     status: int
     body: bytes
     headers: tuple[tuple[str, str], ...]
+    plain: bool = False
+    """Whether it goes to the caller without advice about trying again: the fault is the request's."""
 
 
 @dataclass(frozen=True, slots=True)

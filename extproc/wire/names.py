@@ -50,6 +50,7 @@ P_BODY = "first_body"
 P_BYTES = "first_bytes"
 """Any other body, each byte a letter of Latin-1: metadata strings are UTF-8."""
 P_HEADERS = "first_headers"
+P_PLAIN = "first_plain"
 
 # Keys of METADATA_USAGE; each is a count of tokens.
 U_INPUT = "input"

@@ -164,6 +164,8 @@ def _write_first_error(into: Struct, error: FirstError) -> None:
         fields[names.P_BODY].string_value = error.body.decode()
     except UnicodeDecodeError:
         fields[names.P_BYTES].string_value = error.body.decode("latin-1")
+    if error.plain:
+        fields[names.P_PLAIN].bool_value = True
     headers = fields[names.P_HEADERS].struct_value.fields
     for name, value in error.headers[:_FIRST_ERROR_LIMIT]:
         headers[name].string_value = value.encode("utf-8", "surrogateescape").decode("latin-1")
@@ -178,6 +180,7 @@ def _read_first_error(metadata: core_pb2.Metadata) -> FirstError | None:
         int(fields[names.P_STATUS].number_value),
         _first_body(fields),
         tuple((name, _text(value.string_value)) for name, value in headers.items()),
+        fields[names.P_PLAIN].bool_value,
     )
 
 

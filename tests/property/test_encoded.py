@@ -36,7 +36,7 @@ _states = st.builds(
     classes=st.sampled_from([(), (), ("timeout",)]),
     context=st.sampled_from([False, False, True]),
     hide_usage=st.sampled_from([False, False, True]),
-    first_error=st.sampled_from([None, None, FirstError(429, b"slow \xff", (("retry-after", "1"),))]),
+    first_error=st.sampled_from([None, None, FirstError(429, b"slow \xff", (("retry-after", "1"),), True)]),
 )
 _routes = st.builds(
     RouteTo, _states, st.integers(1, 8), _words, st.one_of(st.none(), st.binary(max_size=300), st.just(b"x" * 20_000))

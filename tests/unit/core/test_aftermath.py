@@ -218,6 +218,13 @@ class TestALargerContext:
         following = goes_on(made, longer, RATE_LIMITED)
         assert (True, [A, LONG_C, C]) == (following.state.context, keys(following.state.plan))
 
+    def test_whose_provider_fails_ends_the_request_with_the_first_one_s_words_alone(self) -> None:
+        """Trying again would meet the same length, whenever the larger one can serve again."""
+        made = gateway(config(self.MODELS))
+        longer = begun(made, goes_on(made, routed(made), TOO_LONG, said(400, "too long")).state)
+        answer = ends(made, longer, OVERLOADED, said(503))
+        assert (400, said(400, "too long").body, (JSON,)) == (answer.status, answer.body, answer.headers)
+
     def test_that_nobody_offers_ends_the_request_with_the_provider_s_words(self) -> None:
         made = gateway(config(BIG))
         answer = ends(made, routed(made), TOO_LONG, said(400, "too long"))
@@ -247,7 +254,8 @@ class TestTheEnd:
         """An adapter that cannot express the request says little about it."""
         made = gateway(config({"big": chain(A, B)}))
         second = begun(made, goes_on(made, routed(made), RATE_LIMITED, said(429)).state)
-        assert 429 == ends(made, second, INVALID, said(400)).status
+        answer = ends(made, second, INVALID, said(400))
+        assert (429, "false") == (answer.status, dict(answer.headers)["x-should-retry"])
 
     @pytest.mark.parametrize("failure", [FILTERED, INVALID])
     def test_comes_at_once_when_the_request_itself_is_at_fault(self, failure: Failure) -> None:

@@ -322,8 +322,10 @@ class TestTheLastAnswer:
         assert ["7"] == found
 
     def test_gives_no_retry_advice_for_an_error_of_the_request_itself(self) -> None:
-        made, state = self.made_with(classes=("invalid_request",), first_error=RATE_LIMITED)
-        assert RATE_LIMITED.headers == self.answer(made, state, plain=True).headers
+        """Also when it is not what failed last."""
+        own = dataclasses.replace(RATE_LIMITED, plain=True)
+        made, state = self.made_with(classes=("context_length", "timeout"), first_error=own)
+        assert own.headers == self.answer(made, state).headers
 
     def test_is_in_the_envelope_of_the_endpoint(self) -> None:
         made, state = self.made_with(classes=("timeout",), protocol="anthropic")

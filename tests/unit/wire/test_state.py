@@ -181,6 +181,13 @@ class TestWriting:
         private = into.fields[names.METADATA_PRIVATE].struct_value.fields
         assert "\u00e9" == private[names.P_BODY].string_value
 
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_keeps_whether_an_error_is_the_request_s_own(self, plain: bool) -> None:
+        error = FirstError(400, b"{}", (), plain)
+        found = read_state(metadata(written(state(first_error=error))))
+        assert found is not None
+        assert error == found.first_error
+
     def test_keeps_bytes_that_are_no_text(self) -> None:
         error = FirstError(500, bytes(range(256)), ())
         found = read_state(metadata(written(state(first_error=error))))
