@@ -199,7 +199,7 @@ class Agent:
             wanted = await self._ask()
             await self._tell_verdicts()
             if wanted is not None and self._is_news(wanted) and now >= self._apply_at:
-                await self.apply(wanted)
+                await self._apply_alive(wanted)
             if now >= self._watch_at:
                 await self._watch_envoy()
                 self._watch_at = now + (WATCH_S if self._envoy.refusal is None else RETRY_S)
@@ -215,6 +215,13 @@ class Agent:
         """Tell the store that this instance is gone."""
         with suppress(OSError):
             await self._calls.make(self._source.leave)
+
+    async def _apply_alive(self, wanted: Wanted) -> None:
+        """Apply a version, however long it takes, with heartbeats: without them nobody waits for its verdict."""
+        async with asyncio.TaskGroup() as tasks:
+            beating = tasks.create_task(self._keep_beating())
+            await self.apply(wanted)
+            beating.cancel()
 
     async def apply(self, wanted: Wanted) -> None:
         """Make a version live, or refuse it and stay as we are."""
@@ -389,6 +396,11 @@ class Agent:
         self._heartbeat_at = self._clock()
         report = self.report
         await self._tell(lambda: self._source.report(report))
+
+    async def _keep_beating(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._beat()
 
     async def _judge(self, verdict: Callable[[], None]) -> None:
         """Tell a verdict on a version, now or when the store is back: the history has it from nobody else."""

@@ -1038,6 +1038,26 @@ def test_an_instance_says_every_two_seconds_that_it_lives(running: World) -> Non
     assert [Report(1, 1), Report(1, 1)] == running.store.reports
 
 
+def test_an_instance_says_that_it_lives_while_it_applies_a_version(
+    running: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large config takes longer than the store believes in somebody silent."""
+    monkeypatch.setattr(agent, "HEARTBEAT_S", 0.01)
+    move, during = running.files.move, list[Report]()
+
+    async def slow(old: Rendered, new: Rendered) -> None:
+        async with asyncio.timeout(5):
+            while len(running.store.reports) < 2:  # noqa: ASYNC110 - counts what a thread does
+                await asyncio.sleep(0.001)
+        during.extend(running.store.reports)
+        await move(old, new)
+
+    monkeypatch.setattr(running.files, "move", slow)
+    running.publish(written(2))
+
+    assert ([Report(2, 1)] * 2, Report(2, 2)) == (during[:2], running.store.reports[-1])
+
+
 def test_a_verdict_comes_with_a_heartbeat(running: World) -> None:
     """`configctl publish` waits for it."""
     running.files.invalid = {3}
