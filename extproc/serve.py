@@ -131,6 +131,8 @@ class _Serve:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         if not await self._agent.boot():
+            # It has told of a refusal, and who repairs it must not wait for an answer of ours.
+            await self._agent.leave()
             raise StartError(f"No version can be started: {self._agent.report.error or 'none was published yet'}.")
         load_health(self._data_dir.health_state, self._health, wall_clock())
         service = AdminService(

@@ -21,6 +21,7 @@ import yaml
 from tests.e2e.conftest import GatewayFactory
 from tests.support.gateway import PLANTED_KEYS, Gateway, Pids, two_providers
 from tests.support.http1 import Call, Reply
+from tests.support.operator import Operator
 from tests.support.ports import free_port, release_port
 from tests.support.wall import Wall, ok, silence
 
@@ -136,6 +137,20 @@ def test_an_envoy_that_is_too_old_is_refused_with_its_version(bench: Bench) -> N
 def test_a_program_that_is_no_envoy_is_refused(bench: Bench) -> None:
     other = _script(bench.folder / "other", "echo 'something else 1.2.3'")
     _refused(bench.up(envoy=str(other)), str(other), "Envoy")
+
+
+def test_a_first_version_that_envoy_refuses_is_repaired_by_a_publish_that_waits_for_nobody(
+    bench: Bench, primary: Wall, fallback: Wall
+) -> None:
+    version = "envoy  version: 0a1b2c/1.40.0/Clean/RELEASE/BoringSSL"
+    envoy = _script(
+        bench.folder / "envoy", f'[ "$1" = --version ] && echo "{version}" || {{ echo no such filter; exit 1; }}'
+    )
+    _refused(bench.up(envoy=str(envoy)), "No version can be started", "no such filter")
+
+    ran = Operator(bench.folder, data_dir=bench.folder / "data").publish(two_providers(primary, fallback, attempts=2))
+
+    assert (0, "no_gateway", []) == (ran.code, ran.json["outcome"], ran.json["instances"])
 
 
 def test_every_fault_of_a_config_is_listed_at_once(bench: Bench, primary: Wall, fallback: Wall) -> None:
