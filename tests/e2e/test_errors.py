@@ -28,6 +28,7 @@ def module_gateway(module_gateway_factory: GatewayFactory, module_primary: Wall,
     config["policies"] = {"quick": {"first_byte_timeout": "300ms", "when_all_down": "fail", "same_target": {"max": 0}}}
     claude = provider(module_primary, "PRIMARY_KEY", protocol="anthropic")
     config["providers"] |= {"claude": claude, "rests": provider(module_primary), "claude-rests": claude}
+    config["providers"]["strange"] = provider(module_primary)
     config["providers"]["gone"] = provider(module_primary, base_url="http://127.0.0.1:1/v1")
     config["providers"]["claude-gone"] = config["providers"]["gone"] | {"protocol": "anthropic"}
     names = {"alone": ("primary", "claude"), "rests": ("rests", "claude-rests"), "gone": ("gone", "claude-gone")}
@@ -35,9 +36,13 @@ def module_gateway(module_gateway_factory: GatewayFactory, module_primary: Wall,
         name: {"targets": [{"provider": one, "model": name} for one in providers], "policy": "quick"}
         for name, providers in names.items()
     }
-    config["policies"]["hurried"] = {"max_duration": "700ms", "same_target": {"max": 0}}
-    targets = [{"provider": one, "model": "hurried", "tier": tier} for tier, one in enumerate(("primary", "fallback"))]
-    config["models"]["hurried"] = {"targets": targets, "policy": "hurried"}
+    patient = {"same_target": {"max": 0}, "cooldown": {"consecutive": 100, "min_requests": 100}}
+    config["policies"] |= {"patient": patient, "hurried": patient | {"max_duration": "700ms"}}
+    for name, policy in (("hurried", "hurried"), ("rescued", "patient")):
+        targets = [{"provider": one, "model": name, "tier": tier} for tier, one in enumerate(("strange", "fallback"))]
+        config["models"][name] = {"targets": targets, "policy": policy}
+    config["models"]["odd"] = {"targets": [{"provider": one, "model": "odd"} for one in ("strange", "claude")]}
+    config["models"]["odd"]["policy"] = "patient"
     return module_gateway_factory(config)
 
 
@@ -365,11 +370,11 @@ def test_a_change_of_protocols_that_nobody_asked_for_is_a_bad_answer(shared: Sha
     """502 upstream_bad_answer, or the next target's answer."""
     shared.primary.script(answer(101, b"", {"connection": "upgrade", "upgrade": "other"}))
 
-    alone, hurried = (shared.gateway.post(CHAT, {"model": model}) for model in ("alone", "hurried"))
+    alone, rescued = (shared.gateway.post(CHAT, {"model": model}) for model in ("odd", "rescued"))
 
     assert_error(alone, "upstream_bad_answer")
     assert_own_headers(alone)
-    assert (200, "2") == (hurried.status, hurried.header("x-gateway-attempts"))
+    assert (200, "2") == (rescued.status, rescued.header("x-gateway-attempts"))
 
 
 @both
@@ -377,7 +382,7 @@ def test_an_answer_that_is_too_large_to_hold_is_a_bad_answer(shared: Shared, pat
     """502 upstream_bad_answer; without a length nobody can know before it is held."""
     shared.primary.script(endless_json())
 
-    reply = shared.gateway.post(path, {"model": "alone"})
+    reply = shared.gateway.post(path, {"model": "odd"})
 
     assert_error(reply, "upstream_bad_answer", protocol)
     assert_own_headers(reply)
