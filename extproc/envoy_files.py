@@ -226,7 +226,7 @@ class EnvoyFiles:
         await asyncio.to_thread(write_json, update.path, update.document)
         deadline = time.monotonic() + ACCEPT_TIMEOUT_S
         while time.monotonic() < deadline:
-            seen = await _stats(socket, pattern)
+            seen = await _stats_unless_busy(socket, pattern)
             if _grew(before, seen, f"{update.kind}.update_rejected", f"{update.kind}.update_failure"):
                 raise Refused(await self._last_words(said))
             text = seen.get(f"{update.kind}.version_text")
@@ -277,6 +277,16 @@ async def _stats(socket: Path, pattern: str) -> dict[str, int | str]:
         return await envoy_admin.stats(socket, pattern)
     except envoy_admin.AdminError as error:
         raise EnvoyAway(str(error)) from None
+
+
+async def _stats_unless_busy(socket: Path, pattern: str) -> dict[str, int | str]:
+    """Return nothing while Envoy is there and says nothing: a large update keeps its main thread from answering."""
+    try:
+        return await envoy_admin.stats(socket, pattern)
+    except envoy_admin.AdminUnreachableError as error:
+        raise EnvoyAway(str(error)) from None
+    except envoy_admin.AdminError:
+        return {}
 
 
 def _grew(before: dict[str, int | str], after: dict[str, int | str], *names: str) -> bool:

@@ -52,6 +52,7 @@ class FakeEnvoy:
         self.taken: list[str] = []
         self.has_clusters: set[str] = set()
         self.successes = 0
+        self.busy = 0
         self.silent: set[str] = set()
         self.on_take: Callable[[str], None] = lambda kind: None
         self.on_refuse: Callable[[], object] = lambda: None
@@ -83,6 +84,10 @@ class FakeEnvoy:
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.tasks += [task for task in [asyncio.current_task()] if task]
         path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        if self.busy and any(version_text(path) != self.texts[kind] for kind, path in self.files.items()):
+            self.busy -= 1
+            writer.close()
+            return
         if path == "/ready":
             body = b"LIVE\n"
         elif path == "/server_info":
@@ -309,6 +314,17 @@ def test_clusters_that_still_warm_are_waited_for(place: Place) -> None:
     # The clusters were taken with two still warming; the routes had to wait until none was.
     assert [CDS, RDS, LDS] == envoy.taken
     assert left[0] > left[1] == 1
+
+
+def test_an_envoy_that_is_too_busy_with_a_version_to_tell_of_it_is_waited_for(place: Place) -> None:
+    """A thousand clusters keep its main thread from answering in time."""
+    place.files.write_first(version(1))
+    envoy = FakeEnvoy(place)
+    envoy.busy = 2
+
+    place.moved(envoy, version(1), version(2))
+
+    assert (0, [CDS, RDS, LDS]) == (envoy.busy, envoy.taken)
 
 
 @pytest.mark.parametrize("kind", [CDS, RDS, LDS])
