@@ -63,6 +63,7 @@ def door(
 class TestOverTcp:
     def test_a_certificate_of_the_client_authority_opens_every_live_verb(self, door: Door) -> None:
         request_id = door.gateway.chat().header("x-request-id") or ""
+        door.gateway.wait_until(lambda: door.gateway.metric("gateway_ledger_rows_total") > 0, "the request's row")
         status = door.run("status", "--json")
         assert (0, True) == (status.code, status.json["gateway"]["ready"])
         assert TARGET in [row["subject"] for row in door.run("health", "--json").json]
