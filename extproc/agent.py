@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +26,7 @@ from extproc.envoy_config.render import Rendered, together
 from extproc.envoy_config.secrets import Secrets
 from extproc.envoy_files import EnvoyAway, EnvoyFiles, Refused
 from extproc.envoy_watch import EnvoyWatch
-from extproc.store_calls import StoreCalls
+from extproc.store_line import StoreLine
 from extproc.versions import Identity, Report, VersionSource, Wanted, read_last_good
 
 log = logging.getLogger(__name__)
@@ -102,18 +101,14 @@ class Agent:
         self._gateway = gateway
         self._files = files
         self._envoy = EnvoyWatch(files)
-        self._source = source
-        self._calls = StoreCalls()
+        self._store = StoreLine(source, observer.wanted)
         self._renderer = renderer
         self._last_good = last_good
         self._clock = clock
         self._observer = observer
         self._live: list[Live] = []
-        self._wanted: Identity | None = None
         self._refused: tuple[Identity, str] | None = None
-        self._store_error: str | None = None
         self._trouble: str | None = None
-        self._untold: list[Callable[[], None]] = []
         self._key_digests: dict[str, str] = {}
         self._missing: Mapping[str, str] = {}
         self._heartbeat_at = 0.0
@@ -129,17 +124,18 @@ class Agent:
         if reason is None and self._envoy.refusal is not None:
             refused, reason = self._live[-1].identity, self._envoy.refusal
         applied = self._live[-1].identity if self._live and self._gateway.accepted else None
-        if applied and self._wanted and applied != self._wanted and applied[0] == self._wanted[0]:
+        wanted = self._store.wanted
+        if applied and wanted and applied != wanted and applied[0] == wanted[0]:
             # Who reads this knows the store's version of that number, which is another.
             applied = None
-        error = reason or self._store_error or (f"files cannot be kept up: {self._trouble}" if self._trouble else None)
+        error = reason or self._store.error or (f"files cannot be kept up: {self._trouble}" if self._trouble else None)
         missing = tuple(map(self._reference, sorted(self._missing)))
-        return Report(_number(self._wanted), _number(applied), _number(refused), error, missing)
+        return Report(_number(wanted), _number(applied), _number(refused), error, missing)
 
     @property
     def store_answers(self) -> bool:
         """Whether the store could be reached when it was last needed."""
-        return self._store_error is None
+        return self._store.error is None
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -152,7 +148,7 @@ class Agent:
         last_good = read_last_good(self._last_good)
         if last_good is not None and await self._files.envoy_serves() and await self._boot_from(last_good, known=True):
             return True
-        wanted = await self._ask()
+        wanted = await self._store.ask()
         if wanted is not None and await self._boot_from(wanted, known=wanted == last_good):
             return True
         if last_good is None or last_good == wanted:
@@ -196,8 +192,8 @@ class Agent:
         while True:
             now = self._clock()
             await self._watch_boot()
-            wanted = await self._ask()
-            await self._tell_verdicts()
+            wanted = await self._store.ask()
+            await self._store.catch_up()
             if wanted is not None and self._is_news(wanted) and now >= self._apply_at:
                 await self._apply_alive(wanted)
             if now >= self._watch_at:
@@ -213,8 +209,7 @@ class Agent:
 
     async def leave(self) -> None:
         """Tell the store that this instance is gone."""
-        with suppress(OSError):
-            await self._calls.make(self._source.leave)
+        await self._store.leave()
 
     async def _apply_alive(self, wanted: Wanted) -> None:
         """Apply a version, however long it takes, with heartbeats: without them nobody waits for its verdict."""
@@ -251,7 +246,8 @@ class Agent:
         self._refused = self._envoy.refusal = None
         await asyncio.to_thread(self._keep, wanted)
         log.info("version %d is live", wanted.number)
-        await self._judge(lambda: self._source.applied(wanted.identity))
+        await self._store.applied(wanted.identity)
+        await self._beat()
 
     def _prepare(self, wanted: Wanted) -> tuple[Snapshot, Rendered]:
         """Compile and render: hundreds of milliseconds for a large config, in which requests must not wait."""
@@ -291,7 +287,8 @@ class Agent:
         self._refused = (version, reason)
         log.error("version %d is refused: %s", version[0], reason)
         self._observer.refused(version[0])
-        await self._judge(lambda: self._source.refused(version, reason))
+        await self._store.refused(version, reason)
+        await self._beat()
 
     def _is_news(self, wanted: Wanted) -> bool:
         active = self._live[-1].identity
@@ -312,7 +309,8 @@ class Agent:
         if accepted:
             self._gateway.accepted = True
             version = self._live[-1].identity
-            await self._judge(lambda: self._source.applied(version))
+            await self._store.applied(version)
+            await self._beat()
 
     async def _watch_envoy(self) -> None:
         """Tell when Envoy, started anew, lacks a part of the version that it ran before, and when it is whole again."""
@@ -378,53 +376,16 @@ class Agent:
         """Return what Envoy has: the active version's documents, and what older ones still need."""
         return together([live.rendered for live in self._live])
 
-    # -- the store -----------------------------------------------------------------------------------------------
-
-    async def _ask(self) -> Wanted | None:
-        try:
-            wanted = await self._calls.make(self._source.wanted)
-        except OSError as error:
-            self._store_is_away(error)
-            return None
-        self._store_error = None
-        if wanted is not None and wanted.identity != self._wanted:
-            self._wanted = wanted.identity
-            self._observer.wanted(wanted.number)
-        return wanted
+    # -- heartbeats ----------------------------------------------------------------------------------------------
 
     async def _beat(self) -> None:
         self._heartbeat_at = self._clock()
-        report = self.report
-        await self._tell(lambda: self._source.report(report))
+        await self._store.report(self.report)
 
     async def _keep_beating(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             await self._beat()
-
-    async def _judge(self, verdict: Callable[[], None]) -> None:
-        """Tell a verdict on a version, now or when the store is back: the history has it from nobody else."""
-        self._untold.append(verdict)
-        await self._tell_verdicts()
-        await self._beat()
-
-    async def _tell_verdicts(self) -> None:
-        while self._untold and self._store_error is None and await self._tell(self._untold[0]):
-            del self._untold[0]
-
-    async def _tell(self, call: Callable[[], None]) -> bool:
-        try:
-            await self._calls.make(call)
-        except OSError as error:
-            self._store_is_away(error)
-            return False
-        return True
-
-    def _store_is_away(self, error: OSError) -> None:
-        """Tell the operator once, whichever call finds it out."""
-        if self._store_error is None:
-            log.warning("the config store cannot be reached: %s", error)
-        self._store_error = f"the config store cannot be reached: {error}"
 
 
 def _number(version: Identity | None) -> int | None:

@@ -15,13 +15,10 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
 from extproc.config.snapshot import StreamGuard
 from extproc.core.aftermath import Case, GoOn, after_failure, open_case
 from extproc.core.classify import Answer, classify, classify_error_object
 from extproc.core.endpoints import Kind
-from extproc.core.errors import GatewayError
 from extproc.core.exchange import (
     Abort,
     Action,
@@ -40,44 +37,15 @@ from extproc.core.exchange import (
 )
 from extproc.core.gateway import Gateway
 from extproc.core.outcome import ErrorClass, Failure
+from extproc.core.provider_error import BAD_GATEWAY, ERROR_BODY_LIMIT_BYTES, error_answer, error_event, is_encoded
 from extproc.core.request_state import FirstError
-from extproc.core.route import JSON
 from extproc.core.stream_events import STREAM_KIND_BY_PATH, error_in
 from extproc.core.stream_guard import Verdict, WatchedStream
 from extproc.core.token_usage import UsageWatch
 from extproc.core.usage import UsageCut
 
-ERROR_BODY_LIMIT_BYTES = 64 * 1024
 ERROR_BODY_WAIT_S = 5.0
 EVENT_STREAM = "text/event-stream"
-
-ERROR_HEADERS = frozenset(
-    {
-        "content-type",
-        "content-encoding",
-        "retry-after",
-        "retry-after-ms",
-        "request-id",
-        "openai-processing-ms",
-        "openai-organization",
-        "openai-version",
-        "anthropic-organization-id",
-    }
-)
-ERROR_HEADER_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "ratelimit-")
-
-# An error event inside a 200 has no status of its own; this is the one a caller gets when nothing else served.
-STATUS_OF_EVENT: Mapping[ErrorClass, int] = {
-    ErrorClass.RATE_LIMITED: 429,
-    ErrorClass.QUOTA_EXHAUSTED: 429,
-    ErrorClass.AUTH_REJECTED: 401,
-    ErrorClass.MODEL_UNAVAILABLE: 404,
-    ErrorClass.OVERLOADED: 503,
-    ErrorClass.CONTEXT_LENGTH: 400,
-    ErrorClass.CONTENT_FILTERED: 400,
-    ErrorClass.INVALID_REQUEST: 400,
-}
-BAD_GATEWAY = 502
 
 
 class Phase(StrEnum):
@@ -165,11 +133,11 @@ class JudgeExchange:
             self._usage = UsageWatch()
         elif case.state.kind is not Kind.STREAM or case.policy.stream_guard == "off":
             return self._hold(case, Phase.WANT_BYTES)
-        elif _is_json(content_type) and not _is_encoded(event):
+        elif _is_json(content_type) and not is_encoded(event):
             return self._hold(case, Phase.WANT_WHOLE)
         if case.state.endpoint not in STREAM_KIND_BY_PATH:
             return self._hold(case, Phase.WANT_BYTES)
-        if _is_encoded(event):
+        if is_encoded(event):
             return self._failed(case, _bad("encoded"), now)
         self._cut = UsageCut() if case.state.hide_usage else None
         self._watch(case)
@@ -391,31 +359,9 @@ class JudgeExchange:
         answer = self._answer
         if answer is None or answer.status < 200:
             return None
-        if not 200 <= answer.status < 300:
-            kept = tuple((name, value) for name, value in answer.headers.items() if _is_error_header(name))
-            whole = self._ended and len(self._body) < ERROR_BODY_LIMIT_BYTES
-            if not whole and _is_encoded(answer):
-                return FirstError(answer.status, _unreadable(answer.status).body(case.state.protocol), _as_json(kept))
-            return FirstError(answer.status, bytes(self._body), kept)
-        if not self._error:
-            return None
-        error = {"error": dict(self._error)}
-        body = orjson.dumps({"type": "error", **error} if case.state.protocol == "anthropic" else error)
-        status = STATUS_OF_EVENT.get(failure.error_class, BAD_GATEWAY)
-        return FirstError(status, body, (JSON,))
-
-
-def _unreadable(status: int) -> GatewayError:
-    """Stand for a compressed error that was cut: nobody could read even the beginning."""
-    limit_kib = ERROR_BODY_LIMIT_BYTES // 1024
-    return GatewayError(
-        "upstream_bad_answer",
-        f"The provider answered {status} with a compressed error that is incomplete or larger than {limit_kib} KiB.",
-    )
-
-
-def _as_json(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return (JSON, *(one for one in headers if one[0] not in ("content-type", "content-encoding")))
+        if answer.status >= 300:
+            return error_answer(answer, bytes(self._body), case.state.protocol, ended=self._ended)
+        return error_event(self._error, failure.error_class, case.state.protocol) if self._error else None
 
 
 def _classes(case: Case, error_class: ErrorClass) -> tuple[str, ...]:
@@ -429,11 +375,3 @@ def _bad(why: str) -> Failure:
 
 def _is_json(content_type: str) -> bool:
     return content_type in ("application/json", "text/json") or content_type.endswith("+json")
-
-
-def _is_encoded(answer: ResponseHeaders) -> bool:
-    return answer.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
-
-
-def _is_error_header(name: str) -> bool:
-    return name in ERROR_HEADERS or name.startswith(ERROR_HEADER_PREFIXES)

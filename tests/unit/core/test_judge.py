@@ -32,8 +32,9 @@ from extproc.core.exchange import (
     Unexpected,
 )
 from extproc.core.gateway import Gateway
-from extproc.core.judge import ERROR_BODY_LIMIT_BYTES, ERROR_BODY_WAIT_S, JudgeExchange
+from extproc.core.judge import ERROR_BODY_WAIT_S, JudgeExchange
 from extproc.core.outcome import ErrorClass
+from extproc.core.provider_error import ERROR_BODY_LIMIT_BYTES
 from extproc.core.request_state import FirstError, RequestState
 from tests.support.playbook import After, Clock, Fires, Playbook, Some, error_body
 from tests.unit.core.build import (
