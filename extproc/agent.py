@@ -36,7 +36,7 @@ BOOT_POLL_S = 0.05
 HEARTBEAT_S = 2.0
 KEYS_S = 1.0
 WATCH_S = 2.0
-"""Between two looks at whether Envoy was started anew; more than the second in which it tells its uptime."""
+"""Between two looks at whether Envoy was started anew."""
 RETRY_S = 5.0
 """Between two tries of what the disk had no room for, or what Envoy lacks a file for."""
 SETTLE_S = 0.05
@@ -100,7 +100,7 @@ class Agent:
     ) -> None:
         self._gateway = gateway
         self._files = files
-        self._envoy = EnvoyWatch(files)
+        self._envoy = EnvoyWatch(files, clock)
         self._store = StoreLine(source, observer.wanted)
         self._renderer = renderer
         self._last_good = last_good

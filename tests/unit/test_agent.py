@@ -8,7 +8,6 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +110,7 @@ class Diary(EnvoyFiles):
         self.kept_keys: list[int] = []
         self.retired: list[list[Rendered]] = []
         self.on_move: Callable[[], None] = lambda: None
-        self.uptimes: Callable[[], int] = count().__next__
+        self.uptimes: Callable[[], int] = lambda: 0
         self.lacks: str | None = None
         self.looks = 0
 
@@ -185,6 +184,8 @@ class World:
         self.now = NOW
         self.store = Store()
         self.files = Diary(self.data_dir)
+        self.envoy_began = NOW - 100
+        self.files.uptimes = lambda: int(self.now - self.envoy_began)
         self.health = HealthEngine(lambda: 0.5)
         self.gateway = Gateway(self.health, lambda: 0.5)
         self.environ: dict[str, str] = {"a": "sk-first"}
@@ -631,7 +632,7 @@ def test_a_version_waits_for_an_envoy_that_is_away(running: World) -> None:
 def look(world: World, *, started_anew: bool = False) -> None:
     """Let the agent look once more at its Envoy."""
     if started_anew:
-        world.files.uptimes = count().__next__
+        world.envoy_began = world.now
     world.now += max(WATCH_S, RETRY_S)
     world.turns(2)
 
@@ -641,6 +642,16 @@ def test_an_envoy_that_runs_on_is_looked_at_once(running: World) -> None:
         look(running)
 
     assert 1 == running.files.looks
+
+
+def test_an_envoy_that_started_anew_while_it_was_young_is_looked_at(running: World) -> None:
+    """It has run for longer by now than the one before it had when that was looked at."""
+    running.envoy_began = running.now + max(WATCH_S, RETRY_S) - 1
+    look(running)
+    before = running.files.looks
+    look(running, started_anew=True)
+
+    assert before + 1 == running.files.looks
 
 
 def test_an_envoy_that_started_anew_without_a_part_of_the_version_is_told_once_in_its_words(
