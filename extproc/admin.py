@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import grpc
@@ -33,7 +34,8 @@ from extproc.ledger import Ledger
 from extproc.ledger_file import UNREADABLE
 from extproc.ledger_reader import LIST_LIMIT, LedgerReader, UnreadableLedger
 from extproc.orders import OrderJournal
-from extproc.versions import HealthOrder, OrderAct, VersionArchive
+from extproc.store_calls import StoreCalls
+from extproc.versions import HealthOrder, OrderAct, VersionArchive, Wanted
 from extproc.wire.pb import admin_pb2 as pb
 
 FOLLOW_POLL_S = 0.3
@@ -84,6 +86,7 @@ class AdminService:
         self._gateway = gateway
         self._journal = journal
         self._archive = archive
+        self._calls = StoreCalls()
         self._ledger = ledger
         self._reader = LedgerReader(ledger.path)
         self._status = status
@@ -165,7 +168,7 @@ class AdminService:
         if story.outcome == UNREADABLE:
             told = f"The ledger's row of request {request.request_id!r} was changed and cannot be read."
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, told)
-        again = await asyncio.to_thread(self._planned_again, story, self._gateway.snapshot(story.version))
+        again = await self._planned_again(story, self._gateway.snapshot(story.version))
         return pb.ExplainReply(json=orjson.dumps(explain_json(story, again)).decode())
 
     async def get_snapshot(self, _request: pb.GetSnapshotRequest, context: Context) -> pb.GetSnapshotReply:
@@ -177,21 +180,18 @@ class AdminService:
         text = orjson.dumps(masked(snapshot), option=orjson.OPT_SORT_KEYS).decode()
         return pb.GetSnapshotReply(version=snapshot.version, digest=snapshot.digest, json=text)
 
-    def _planned_again(self, story: Story, snapshot: Snapshot | None) -> Replay:
-        """Plan a request again; blocks, as a version that left memory is read from the store."""
+    async def _planned_again(self, story: Story, snapshot: Snapshot | None) -> Replay:
+        """Plan a request again; a version that left memory is read from the store."""
         if snapshot is not None:
-            return replay(story, snapshot)
+            return await asyncio.to_thread(replay, story, snapshot)
         number = story.version
         try:
-            found = self._archive.version(number)
+            found = await self._calls.make(partial(self._archive.version, number))
         except OSError as error:
             return replay(story, None, f"version {number} is not in memory, and the store did not give it: {error}")
         if found is None:
             return replay(story, None, f"version {number} is neither in memory nor in the store")
-        try:
-            return replay(story, compile_snapshot(load_config(found.content, f"version {number}"), number))
-        except ConfigErrors:
-            return replay(story, None, f"version {number} is in the store, but this release does not accept it")
+        return await asyncio.to_thread(_planned_under, story, found)
 
     async def _flushed(self) -> None:
         await asyncio.to_thread(self._ledger.flush, FLUSH_WAIT_S)
@@ -214,6 +214,14 @@ class AdminService:
         models = active.snapshot.models.values()
         known = {TargetKey(target.provider, target.model) for entry in models for target in entry.targets}
         return key if model and (key in known or TargetKey(provider, "*") in known) else None
+
+
+def _planned_under(story: Story, version: Wanted) -> Replay:
+    try:
+        snapshot = compile_snapshot(load_config(version.content, f"version {version.number}"), version.number)
+    except ConfigErrors:
+        return replay(story, None, f"version {version.number} is in the store, but this release does not accept it")
+    return replay(story, snapshot)
 
 
 async def _read(context: Context, question: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

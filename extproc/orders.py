@@ -11,11 +11,13 @@ import logging
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import orjson
 
 from extproc.envoy_config.files import write_json
+from extproc.store_calls import StoreCalls
 from extproc.versions import HealthOrder, OrderLog
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class OrderJournal:
     def __init__(self, path: Path, log_: OrderLog) -> None:
         self._path = path
         self._log = log_
+        self._calls = StoreCalls()
         self._waiting: deque[tuple[HealthOrder, _Told | None]] = deque((order, None) for order in _load(path))
         self._saving = asyncio.Lock()
         self._news = asyncio.Event()
@@ -61,7 +64,7 @@ class OrderJournal:
         while self._waiting:
             order, told = self._waiting[0]
             try:
-                await asyncio.to_thread(self._log.ordered, order)
+                await self._calls.make(partial(self._log.ordered, order))
             except OSError as error:
                 self._postpone(error)
                 return

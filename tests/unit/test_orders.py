@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from extproc import orders
+from extproc import orders, store_calls
 from extproc.orders import OrderJournal
 from extproc.versions import HealthOrder
 
@@ -118,3 +119,18 @@ def test_a_full_disk_costs_only_the_memory_across_restarts(
 
     assert play(lambda journal: journal.record(order("a")))
     assert "are not saved" in caplog.text
+
+
+def test_a_store_that_hangs_holds_up_neither_the_operator_nor_the_end(
+    play: Callable[..., Any], audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_calls, "STORE_TIMEOUT_S", 0.05)
+    released = threading.Event()
+
+    def hang(_: HealthOrder) -> None:
+        audit.heard.append("released" if released.wait(10) else "nobody waits for so long")
+
+    monkeypatch.setattr(audit, "ordered", hang)
+
+    assert (False, []) == (play(lambda journal: journal.record(order("a"))), audit.heard)
+    released.set()
