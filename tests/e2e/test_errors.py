@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -375,6 +377,23 @@ def test_a_change_of_protocols_that_nobody_asked_for_is_a_bad_answer(shared: Sha
     assert_error(alone, "upstream_bad_answer")
     assert_own_headers(alone)
     assert (200, "2") == (rescued.status, rescued.header("x-gateway-attempts"))
+
+
+@both
+def test_a_compressed_error_that_is_too_large_to_keep_has_its_status_and_our_words(
+    shared: Shared, path: str, protocol: str
+) -> None:
+    """Of its first 64 KiB nobody could read anything."""
+    packed = gzip.compress(os.urandom(200 * KIB))
+    shared.primary.script(answer(500, packed, {"content-encoding": "gzip", "x-ratelimit-limit-requests": "9"}))
+
+    reply = shared.gateway.post(path, {"model": "odd"})
+
+    headers = [reply.header(name) for name in ("content-type", "content-encoding", "x-ratelimit-limit-requests")]
+    assert (500, ["application/json", None, "9"]) == (reply.status, headers)
+    assert "compressed error" in reply.json["error"]["message"]
+    assert (protocol == "anthropic") == (reply.json.get("type") == "error")
+    assert_own_headers(reply)
 
 
 @both
