@@ -124,11 +124,11 @@ def _keys(snapshot: Snapshot, environ: Mapping[str, str]) -> Iterator[Finding]:
     named = {provider.api_key.name for provider in snapshot.providers.values() if provider.api_key}
     for provider in snapshot.providers.values():
         reference = provider.api_key
+        if reference is None:
+            continue
         try:
-            if reference is not None:
-                read_key(reference, environ)
+            read_key(reference, environ)
         except KeyMissingError as fault:
-            assert reference is not None  # noqa: S101 - tells the type checker
             seen = f"provider {provider.name}: {reference.name} {fault}"
             yield Finding(Level.FAIL, "keys", seen, _key_remedy(reference, environ, named))
 

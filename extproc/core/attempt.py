@@ -13,7 +13,7 @@ from enum import StrEnum
 from extproc.config.snapshot import Policy
 from extproc.core.body import parse_request_body
 from extproc.core.endpoints import Kind
-from extproc.core.errors import GatewayError
+from extproc.core.errors import JSON, GatewayError
 from extproc.core.exchange import (
     Action,
     Close,
@@ -29,7 +29,7 @@ from extproc.core.exchange import (
 from extproc.core.gateway import Active, Gateway
 from extproc.core.outcome import ErrorClass
 from extproc.core.request_state import RequestState
-from extproc.core.route import JSON, retry_headers
+from extproc.core.route import retry_headers
 
 ATTEMPT_COUNT = "x-envoy-attempt-count"
 LATE = "deadline passed"

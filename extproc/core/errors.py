@@ -12,6 +12,9 @@ import orjson
 
 from extproc.config.snapshot import Protocol
 
+JSON = ("content-type", "application/json")
+"""The header that each of these bodies has."""
+
 # code -> (status, OpenAI type, Anthropic type)
 CODES: dict[str, tuple[int, str, str]] = {
     "invalid_json": (400, "invalid_request_error", "invalid_request_error"),

@@ -151,10 +151,9 @@ class JudgeExchange:
         self._gateway.requests.attempt_held(case.state, held=True)
         return []
 
-    def _watch(self, case: Case) -> WatchedStream:
+    def _watch(self, case: Case) -> None:
         guard: StreamGuard = case.policy.stream_guard
         self._stream = WatchedStream(STREAM_KIND_BY_PATH[case.state.endpoint], guard)
-        return self._stream
 
     def _on_body(self, event: ResponseBody, now: float) -> list[Action]:
         self._ended = self._ended or event.end_of_stream

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from extproc.config.snapshot import Protocol
-from extproc.core.errors import GatewayError
+from extproc.core.errors import JSON, GatewayError
 from extproc.core.exchange import ResponseHeaders
 from extproc.core.outcome import ErrorClass
 from extproc.core.request_state import FirstError
@@ -46,7 +46,6 @@ STATUS_OF_EVENT: Mapping[ErrorClass, int] = {
     ErrorClass.INVALID_REQUEST: 400,
 }
 BAD_GATEWAY = 502
-_JSON = ("content-type", "application/json")
 
 
 def error_answer(answer: ResponseHeaders, body: bytes, protocol: Protocol, *, ended: bool) -> FirstError:
@@ -54,7 +53,7 @@ def error_answer(answer: ResponseHeaders, body: bytes, protocol: Protocol, *, en
     kept = tuple((name, value) for name, value in answer.headers.items() if _is_error_header(name))
     if is_encoded(answer) and not (ended and len(body) < ERROR_BODY_LIMIT_BYTES):
         own = tuple(one for one in kept if one[0] not in ("content-type", "content-encoding"))
-        return FirstError(answer.status, _unreadable(answer.status).body(protocol), (_JSON, *own))
+        return FirstError(answer.status, _unreadable(answer.status).body(protocol), (JSON, *own))
     return FirstError(answer.status, body, kept)
 
 
@@ -62,7 +61,7 @@ def error_event(error: Mapping[str, Any], error_class: ErrorClass, protocol: Pro
     """Return an error that came inside a 200."""
     shown = {"error": dict(error)}
     body = orjson.dumps({"type": "error", **shown} if protocol == "anthropic" else shown)
-    return FirstError(STATUS_OF_EVENT.get(error_class, BAD_GATEWAY), body, (_JSON,))
+    return FirstError(STATUS_OF_EVENT.get(error_class, BAD_GATEWAY), body, (JSON,))
 
 
 def is_encoded(answer: ResponseHeaders) -> bool:

@@ -29,7 +29,7 @@ from extproc.core.endpoints import (
     protocol_of,
     without_credentials,
 )
-from extproc.core.errors import GatewayError
+from extproc.core.errors import JSON, GatewayError
 from extproc.core.exchange import (
     Action,
     Close,
@@ -53,7 +53,6 @@ from extproc.core.records import Evidence
 from extproc.core.request_state import RequestState
 from extproc.core.usage import ask_for_usage, must_ask
 
-JSON = ("content-type", "application/json")
 RETRY_AFTER_LIMIT_S = 60
 TARGET_HEADER = "x-gateway-target"
 PLACE_POLL_S = 0.02

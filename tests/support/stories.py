@@ -112,3 +112,13 @@ def served(by: TargetKey = FIRST, model: str = "big", mode: str = "balanced", **
     """Return what Envoy tells of a request that was served."""
     told = {"model": "big", "served_model": model, "served_by": str(by), "route_mode": mode, "attempts": "1"}
     return told | {"kind": "unary", "version": "1", "endpoint": CHAT, "policy": "default", "client": ""} | more
+
+
+def whole_story(**more: Any) -> Story:
+    """Tell of a request `r` whose first choice was out of service and whose second one served."""
+    scene = Scene()
+    scene.trip(FIRST)
+    scene.begin("r")
+    scene.attempt_ends("r", "second-cluster")
+    scene.request_ends("r", told=served(), tokens={"input": 7, "output": 3}, **more)
+    return scene.story

@@ -21,7 +21,7 @@ from extproc.core.story import Story
 from extproc.ledger import BATCH_ROWS, QUEUE_ROWS, Ledger, LedgerBounds, bounds_of, prune
 from extproc.ledger_file import open_ledger, row_of
 from extproc.ledger_reader import LedgerReader, Query, UnreadableLedger
-from tests.support.stories import FIRST, NOW, Scene, served
+from tests.support.stories import NOW, whole_story
 from tests.unit.config.build import SMALL, load
 
 BOUNDS = LedgerBounds(1_000_000, 1e9)
@@ -31,12 +31,7 @@ Start = Callable[..., Ledger]
 @pytest.fixture(scope="module")
 def story() -> Story:
     """Tell one whole story."""
-    scene = Scene()
-    scene.trip(FIRST)
-    scene.begin("r")
-    scene.attempt_ends("r", "second-cluster")
-    scene.request_ends("r", told=served(), tokens={"input": 7, "output": 3}, flags=frozenset({"local_reset"}))
-    return scene.story
+    return whole_story(flags=frozenset({"local_reset"}))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from extproc.core.story import Story
 from extproc.ledger import Ledger
 from extproc.ledger_file import COLUMNS, INSERT, UNREADABLE, open_ledger, row_of
 from extproc.wire.pb import admin_pb2 as pb
-from tests.support.stories import FIRST, NOW, Scene, served
+from tests.support.stories import NOW, Scene, whole_story
 from tests.unit.test_admin import Aborted, Archive, Call, Journal
 
 HOSTILE = "\x1b[2J\r\nFAKE\u202e\x9b31m"
@@ -56,12 +56,7 @@ VALUES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def story() -> Story:
     """Tell one whole story."""
-    scene = Scene()
-    scene.trip(FIRST)
-    scene.begin("r")
-    scene.attempt_ends("r", "second-cluster")
-    scene.request_ends("r", told=served(), tokens={"input": 7, "output": 3})
-    return scene.story
+    return whole_story()
 
 
 @pytest.fixture
